@@ -1,0 +1,1 @@
+"""What a stream is, how it travels and how it is stored."""

@@ -1,0 +1,1 @@
+"""The HoloLens 2 side: hl2ss client, bridge and simulated headset."""

@@ -1,0 +1,1 @@
+"""The science: cues, key steps, procedure step recognition."""

@@ -1,0 +1,1 @@
+"""Frozen extractors: preprocessing and ONNX."""

@@ -1,0 +1,1 @@
+"""Procedure step recognition: component logic over detections."""

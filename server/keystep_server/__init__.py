@@ -1,0 +1,1 @@
+"""Ingest, sessions, inference, guidance, REST and storage."""
