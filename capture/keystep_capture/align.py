@@ -1,0 +1,145 @@
+"""Ticks: the streams brought to one instant of the model clock.
+
+Ticks follow the device time of the leading stream. A tick waits for each other stream only as long
+as that stream's own lateness limit, in data time, so a slow or stalled sensor delays nothing: what
+is missing is marked missing.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from keystep_capture.errors import ConfigError
+from keystep_capture.streams import STREAMS
+
+_NS = 1_000_000_000
+_MAX_HELD = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """A value of a stream at one device time."""
+
+    device_time_ns: int
+    value: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tick:
+    """The streams at one instant.
+
+    Attributes:
+        index: 0, 1, 2 ... within an epoch.
+        device_time_ns: The leading stream's sample's own time.
+        samples: Per stream the newest sample at or before the tick; None where it is missing.
+    """
+
+    index: int
+    device_time_ns: int
+    samples: Mapping[str, Sample | None]
+
+
+class TickAligner:
+    """Turns pushed samples into ticks; one object per session and epoch."""
+
+    def __init__(self, *, leading: str, others: Iterable[str], rate_hz: float = 10.0) -> None:
+        """Start without samples.
+
+        Args:
+            leading: The stream whose samples make the ticks.
+            others: The streams that are looked up at each tick.
+            rate_hz: Ticks a second of device time.
+
+        Raises:
+            ConfigError: A stream is not in the table or the rate is not positive.
+        """
+        self._others = tuple(name for name in others if name != leading)
+        unknown = [name for name in (leading, *self._others) if name not in STREAMS]
+        if unknown or not rate_hz > 0:
+            raise ConfigError(f"ticks need known streams and a rate > 0, got {unknown}, {rate_hz}")
+        self._leading = leading
+        self._period_ns = round(_NS / rate_hz)
+        self._next_due_ns: int | None = None
+        self._waiting: deque[Sample] = deque()
+        self._held: dict[str, deque[Sample]] = {name: deque() for name in self._others}
+        self._newest_ns: dict[str, int] = {}
+        self._index = 0
+        self.late_counts: dict[str, int] = dict.fromkeys((leading, *self._others), 0)
+
+    def wants(self, device_time_ns: int) -> bool:
+        """Whether a leading sample of this time would make a tick (so is worth converting)."""
+        return self._next_due_ns is None or device_time_ns >= self._next_due_ns
+
+    def push(self, stream: str, device_time_ns: int, value: Any) -> list[Tick]:
+        """Take a sample; return the ticks that are complete with it, in order.
+
+        A sample older than its stream's newest is counted late and not used. A leading sample
+        that makes no tick still moves time on.
+        """
+        newest_ns = self._newest_ns.get(stream)
+        if newest_ns is not None and device_time_ns < newest_ns:
+            self.late_counts[stream] += 1
+            return []
+        self._newest_ns[stream] = device_time_ns
+        sample = Sample(device_time_ns=device_time_ns, value=value)
+        if stream == self._leading:
+            self._lead(sample)
+        elif stream in self._held:
+            held = self._held[stream]
+            held.append(sample)
+            if len(held) > _MAX_HELD:
+                held.popleft()
+        return self._ready(flush=False)
+
+    def flush(self) -> list[Tick]:
+        """Give out the ticks still waiting: nothing more will come."""
+        return self._ready(flush=True)
+
+    def _lead(self, sample: Sample) -> None:
+        if not self.wants(sample.device_time_ns):
+            return
+        self._waiting.append(sample)
+        if len(self._waiting) > _MAX_HELD:
+            self._waiting.popleft()
+        due_ns = self._next_due_ns
+        if due_ns is None or sample.device_time_ns - due_ns >= self._period_ns:
+            due_ns = sample.device_time_ns  # the first, or after a gap: the grid starts anew
+        self._next_due_ns = due_ns + self._period_ns
+
+    def _ready(self, *, flush: bool) -> list[Tick]:
+        ticks: list[Tick] = []
+        while self._waiting and (flush or self._complete(self._waiting[0].device_time_ns)):
+            sample = self._waiting.popleft()
+            ticks.append(self._make(sample))
+        return ticks
+
+    def _complete(self, tick_ns: int) -> bool:
+        lead_ns = self._newest_ns[self._leading]
+        for name in self._others:
+            newest_ns = self._newest_ns.get(name)
+            arrived = newest_ns is not None and newest_ns >= tick_ns
+            if not arrived and lead_ns - tick_ns < STREAMS[name].lateness_s * _NS:
+                return False
+        return True
+
+    def _make(self, leading: Sample) -> Tick:
+        samples: dict[str, Sample | None] = {self._leading: leading}
+        for name in self._others:
+            samples[name] = self._at(name, leading.device_time_ns)
+        tick = Tick(index=self._index, device_time_ns=leading.device_time_ns, samples=samples)
+        self._index += 1
+        return tick
+
+    def _at(self, name: str, tick_ns: int) -> Sample | None:
+        """The newest sample of a stream at or before a tick, unless it is too old."""
+        held = self._held[name]
+        position = bisect_right(held, tick_ns, key=lambda sample: sample.device_time_ns)
+        for _ in range(position - 1):
+            held.popleft()
+        if position == 0 or tick_ns - held[0].device_time_ns > STREAMS[name].hold_s * _NS:
+            return None
+        return held[0]

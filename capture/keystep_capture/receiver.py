@@ -1,0 +1,485 @@
+"""The server's end of the wire: a ROUTER socket, hellos, credit, heartbeat.
+
+It checks every message against docs/wire.md, counts what it drops by reason, and hands good packets
+to a `Handler`, which owns the sessions. One bad peer costs itself only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import structlog
+import zmq
+
+from keystep_capture import access, sockets, wire
+from keystep_capture.clock import Clock, ClockEstimator, ClockReading, chain
+from keystep_capture.errors import ConfigError, KeystepError, RefusedError, WireError
+from keystep_capture.streams import MAX_PAYLOAD_BYTES, StreamSpec
+
+HEARTBEAT_S = 1.0
+SILENCE_S = 5.0
+MAX_PEERS = 64
+SOCKET_HIGH_WATER_MARK = 64
+_NOBLOCK = int(zmq.NOBLOCK)
+_RCVMORE = int(zmq.RCVMORE)
+SMALL_PAYLOAD_BYTES = 16 * 1024
+"""Below this, copying a payload out of libzmq is cheaper than keeping its frame."""
+
+log = structlog.get_logger(__name__)
+
+Buffer = bytes | memoryview
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """One stream of one session and epoch, as one peer sends it."""
+
+    spec: StreamSpec
+    epoch: int
+    received_sequence: int = -1
+    peer: Peer | None = None
+    accepted: int = 0
+    consumed: int = 0
+    granted: int = 0
+    lost: int = 0
+    byte_count: int = 0
+    newest_device_time_ns: int | None = None
+
+    def handed_over(self) -> Lane:
+        """The lane for a new peer that goes on with this stream; this one takes no more."""
+        self.peer = None
+        return Lane(
+            spec=self.spec,
+            epoch=self.epoch,
+            received_sequence=self.received_sequence,
+            lost=self.lost,
+            byte_count=self.byte_count,
+            newest_device_time_ns=self.newest_device_time_ns,
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class Admission:
+    """What a handler answers to a hello: the session, its epoch and a lane per stream."""
+
+    session_id: str
+    epoch: int
+    lanes: dict[str, Lane]
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Peer:
+    """A connection that said hello."""
+
+    routing_id: bytes
+    hello: wire.Hello
+    session_id: str
+    epoch: int
+    lanes: dict[str, Lane]
+    heard_ns: int
+    clock: ClockEstimator = field(default_factory=ClockEstimator)
+    device_clock: wire.DeviceClock | None = None
+    sender_dropped: dict[str, int] = field(default_factory=dict)
+    next_request_id: int = 0
+    finished: bool = False
+    active: bool = False
+    large_payloads: bool = False
+    refused_ns: dict[str, int] = field(default_factory=dict)
+
+    def device_reading(self, now_ns: int) -> ClockReading | None:
+        """The device's clock read on ours, over both hops; None until both were measured."""
+        bridge = self.clock.reading(now_ns)
+        if bridge is None or self.device_clock is None:
+            return None
+        return chain(
+            bridge,
+            ClockReading(
+                remote_ns=self.device_clock.device_time_ns,
+                local_ns=self.device_clock.bridge_time_ns,
+                uncertainty_ns=self.device_clock.uncertainty_ns,
+                rate=self.device_clock.rate,
+            ),
+        )
+
+
+class Handler(Protocol):
+    """Who owns the sessions (the server's ingest)."""
+
+    def admit(self, hello: wire.Hello) -> Awaitable[Admission]:
+        """Answer a hello; raise a KeystepError to refuse it."""
+
+    def on_joined(self, peer: Peer) -> None:
+        """A peer was welcomed."""
+
+    def on_packet(self, peer: Peer, lane: Lane, header: wire.PacketHeader, payload: Buffer) -> bool:
+        """Take a checked packet; True if it is consumed already, else `consumed` is called later."""
+
+    def on_guidance_ack(self, peer: Peer, ack: wire.GuidanceAck) -> None:
+        """A peer took a revision of the guidance."""
+
+    def on_finished(self, peer: Peer, finished: wire.Finished) -> None:
+        """A peer has sent all it has."""
+
+    def on_left(self, peer: Peer) -> None:
+        """A peer is gone or silent; the session goes on waiting."""
+
+
+class Receiver:
+    """Accepts peers on a ROUTER socket and feeds a `Handler`; single-threaded, on the loop."""
+
+    def __init__(
+        self,
+        handler: Handler,
+        *,
+        bind: str,
+        token: str | None = None,
+        clock: Clock = time.monotonic_ns,
+    ) -> None:
+        """Bind the socket.
+
+        Args:
+            handler: Gets what is received.
+            bind: ZeroMQ endpoint, e.g. `tcp://127.0.0.1:8041`.
+            token: Shared secret; needed off loopback, where the link is then encrypted.
+            clock: Monotonic clock, ns.
+
+        Raises:
+            ConfigError: The endpoint is in use or malformed, or off loopback without a token.
+        """
+        if token is None and not sockets.is_loopback(bind):
+            raise ConfigError(
+                f"the wire would be open to the network at {bind}: "
+                "set a token (KEYSTEP_TOKEN), or bind it to loopback"
+            )
+        self._handler = handler
+        self._clock = clock
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
+        self._authenticator = access.start_authenticator(self._context, token) if token else None
+        socket = self._context.socket(zmq.ROUTER)
+        socket.setsockopt(zmq.LINGER, 500)
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        socket.setsockopt(zmq.MAXMSGSIZE, MAX_PAYLOAD_BYTES)
+        socket.setsockopt(zmq.RCVHWM, SOCKET_HIGH_WATER_MARK)
+        socket.setsockopt(zmq.SNDHWM, 1024)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, 5000)
+        if token:
+            access.secure_server(socket, token)
+        self._socket = socket
+        try:
+            self.endpoint = sockets.bind(socket, bind)
+        except ConfigError:
+            self._close_socket()
+            raise
+        self.peers: dict[bytes, Peer] = {}
+        self.dropped: Counter[str] = Counter()
+        self._admitting: dict[bytes, asyncio.Task[None]] = {}
+        self._strangers_ns: dict[bytes, int] = {}
+        loop = asyncio.get_running_loop()
+        self._drain = sockets.Drain(socket, loop, self._take_one)
+        self._heartbeat = loop.create_task(self._beat(), name="wire heartbeat")
+
+    async def close(self) -> None:
+        """Say goodbye to nobody, close the socket; peers will dial again."""
+        self._heartbeat.cancel()
+        for task in self._admitting.values():
+            task.cancel()
+        await asyncio.gather(self._heartbeat, *self._admitting.values(), return_exceptions=True)
+        self._drain.close()
+        self._close_socket()
+
+    def _close_socket(self) -> None:
+        self._socket.close()
+        if self._authenticator is not None:
+            self._authenticator.stop()
+        self._context.term()
+
+    # -- taking messages -------------------------------------------------------------------------
+
+    def _take_one(self) -> None:
+        recv, get = self._socket.recv, self._socket.get
+        routing_id: bytes = recv(_NOBLOCK)
+        if not get(_RCVMORE):
+            self.dropped["frames"] += 1
+            return
+        header: bytes = recv(_NOBLOCK)
+        peer = self.peers.get(routing_id)
+        payload: Buffer | None = None
+        if get(_RCVMORE):
+            if peer is not None and peer.large_payloads:
+                payload = recv(_NOBLOCK, copy=False).buffer
+            else:
+                payload = recv(_NOBLOCK)
+            if get(_RCVMORE):
+                self._discard_rest()
+                self._refuse(routing_id, WireError("message has more than two frames", "frames"))
+                return
+        try:
+            message = wire.decode_client_message(header)
+            if type(message) is wire.PacketHeader:
+                self._take_packet(routing_id, peer, message, payload)
+            elif payload is not None:
+                raise WireError("only packet messages have a payload frame", "frames")
+            elif message is None:
+                self.dropped["unknown_type"] += 1
+            else:
+                self._take_control(routing_id, peer, message)
+        except WireError as error:
+            self._refuse(routing_id, error)
+
+    def _discard_rest(self) -> None:
+        while self._socket.get(_RCVMORE):
+            self._socket.recv(_NOBLOCK, copy=False)
+
+    def _take_packet(
+        self,
+        routing_id: bytes,
+        peer: Peer | None,
+        header: wire.PacketHeader,
+        payload: Buffer | None,
+    ) -> None:
+        if peer is None:
+            raise WireError("say hello first: this connection is not known", "hello_required")
+        if payload is None:
+            raise WireError("packet without its payload frame", "frames")
+        if header.session != peer.session_id:
+            raise WireError(
+                f"packet for session {header.session!r}, this connection is in {peer.session_id!r}",
+                "other_session",
+            )
+        if header.epoch != peer.epoch:
+            raise WireError(
+                f"packet of epoch {header.epoch}, this connection is in {peer.epoch}", "epoch"
+            )
+        payload_bytes = len(payload)
+        wire.check_payload(header, payload_bytes)
+        lane = peer.lanes.get(header.stream)
+        if lane is None:
+            raise WireError(
+                f"stream {header.stream!r} was not announced in hello", "stream_not_announced"
+            )
+        if lane.peer is not peer:
+            raise WireError(f"another connection took over {header.stream!r}", "taken_over")
+        if lane.accepted >= lane.granted:
+            raise WireError(f"no credit left for {header.stream!r}", "no_credit")
+        gap = header.sequence - lane.received_sequence - 1
+        if gap < 0:
+            raise WireError(
+                f"{header.stream} sequence went from {lane.received_sequence} to {header.sequence}",
+                "sequence_backwards",
+            )
+        lane.lost += gap
+        lane.received_sequence = header.sequence
+        lane.accepted += 1
+        lane.byte_count += payload_bytes
+        lane.newest_device_time_ns = header.device_time_ns
+        peer.large_payloads = payload_bytes > SMALL_PAYLOAD_BYTES
+        peer.active = True
+        if self._handler.on_packet(peer, lane, header, payload):
+            self.consumed(lane)
+
+    def consumed(self, lane: Lane) -> None:
+        """One packet of a lane was worked off: give its credit back, in halves of the window."""
+        lane.consumed += 1
+        window = lane.spec.window_packets
+        if lane.consumed + window - lane.granted >= window // 2:
+            self._grant(lane)
+
+    def _grant(self, lane: Lane) -> None:
+        if lane.peer is None:
+            return
+        lane.granted = lane.consumed + lane.spec.window_packets
+        self.send(
+            lane.peer,
+            wire.Credit(
+                protocol=wire.PROTOCOL,
+                stream=lane.spec.name,
+                granted=lane.granted,
+                received_sequence=lane.received_sequence,
+            ),
+        )
+
+    def _take_control(
+        self, routing_id: bytes, peer: Peer | None, message: wire.ClientMessage
+    ) -> None:
+        now_ns = self._clock()
+        if isinstance(message, wire.Hello):
+            self._begin_admission(routing_id, message)
+            return
+        if peer is None:
+            raise WireError("say hello first: this connection is not known", "hello_required")
+        peer.heard_ns = now_ns
+        if isinstance(message, wire.ClockReply):
+            peer.clock.add(
+                send_ns=message.server_time_ns,
+                remote_receive_ns=message.receive_time_ns,
+                remote_reply_ns=message.reply_time_ns,
+                receive_ns=now_ns,
+            )
+            peer.sender_dropped = message.dropped
+        elif isinstance(message, wire.DeviceClock):
+            if message.epoch != peer.epoch or not 1e-3 <= message.rate <= 1e3:
+                raise WireError(
+                    f"device_clock of epoch {message.epoch} with rate {message.rate}; expected "
+                    f"epoch {peer.epoch} and a rate of 0.001 to 1000",
+                    "device_clock",
+                )
+            peer.device_clock = message
+        elif isinstance(message, wire.GuidanceAck):
+            self._handler.on_guidance_ack(peer, message)
+        elif isinstance(message, wire.Finished):
+            peer.finished = True
+            self._handler.on_finished(peer, message)
+
+    # -- hellos ----------------------------------------------------------------------------------
+
+    def _begin_admission(self, routing_id: bytes, hello: wire.Hello) -> None:
+        if routing_id in self._admitting:
+            raise WireError("hello is being answered already", "hello_repeated")
+        if len(self.peers) + len(self._admitting) >= MAX_PEERS and routing_id not in self.peers:
+            raise WireError(f"the server has {MAX_PEERS} connections already", "too_many_peers")
+        task = asyncio.get_running_loop().create_task(self._admit(routing_id, hello))
+        self._admitting[routing_id] = task
+        task.add_done_callback(lambda _: self._admitting.pop(routing_id, None))
+
+    async def _admit(self, routing_id: bytes, hello: wire.Hello) -> None:
+        try:
+            admission = await self._handler.admit(hello)
+        except KeystepError as error:
+            self.dropped["hello_refused"] += 1
+            reason = error.reason if isinstance(error, WireError) else "hello_refused"
+            self._answer(
+                routing_id,
+                wire.Refused(
+                    protocol=wire.PROTOCOL,
+                    reason=reason,
+                    message=str(error),
+                    fatal=isinstance(error, RefusedError) or not isinstance(error, WireError),
+                ),
+            )
+            return
+        self._leave(self.peers.get(routing_id))
+        peer = Peer(
+            routing_id=routing_id,
+            hello=hello,
+            session_id=admission.session_id,
+            epoch=admission.epoch,
+            lanes=admission.lanes,
+            heard_ns=self._clock(),
+        )
+        self.peers[routing_id] = peer
+        for lane in admission.lanes.values():
+            lane.peer = peer
+            lane.granted = lane.spec.window_packets
+        self._answer(
+            routing_id,
+            wire.Welcome(
+                protocol=wire.PROTOCOL,
+                session=peer.session_id,
+                epoch=peer.epoch,
+                heartbeat_s=HEARTBEAT_S,
+                streams={
+                    name: wire.StreamGrant(
+                        granted=lane.granted, received_sequence=lane.received_sequence
+                    )
+                    for name, lane in admission.lanes.items()
+                },
+            ),
+        )
+        self._request_clock(peer)
+        self._handler.on_joined(peer)
+
+    def _leave(self, peer: Peer | None) -> None:
+        if peer is None or self.peers.get(peer.routing_id) is not peer:
+            return
+        del self.peers[peer.routing_id]
+        for lane in peer.lanes.values():
+            if lane.peer is peer:
+                lane.peer = None
+        self._handler.on_left(peer)
+
+    # -- sending ---------------------------------------------------------------------------------
+
+    def send(self, peer: Peer, message: wire.ServerMessage) -> bool:
+        """Send a message to a peer; False if it is gone or does not read."""
+        if self._answer(peer.routing_id, message):
+            return True
+        self._leave(peer)
+        return False
+
+    def _answer(self, routing_id: bytes, message: wire.ServerMessage) -> bool:
+        try:
+            self._socket.send_multipart((routing_id, wire.encode(message)), zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
+                raise
+            return False
+        finally:
+            self._drain.poke()
+        return True
+
+    def _refuse(self, routing_id: bytes, error: WireError) -> None:
+        """Count what was wrong and tell the sender, at most once a second for each reason."""
+        self.dropped[error.reason] += 1
+        now_ns = self._clock()
+        peer = self.peers.get(routing_id)
+        if peer is not None:
+            told_ns = peer.refused_ns.get(error.reason)
+            peer.refused_ns[error.reason] = now_ns
+        else:
+            told_ns = self._strangers_ns.get(routing_id)
+            self._strangers_ns[routing_id] = now_ns
+            if len(self._strangers_ns) > MAX_PEERS:
+                self._strangers_ns.clear()
+        if told_ns is not None and now_ns - told_ns < 1_000_000_000:
+            return
+        if peer is not None:
+            log.warning(
+                "message dropped",
+                session=peer.session_id,
+                device=peer.hello.device,
+                reason=error.reason,
+                error=str(error),
+            )
+        else:
+            log.warning("message of a stranger dropped", reason=error.reason, error=str(error))
+        fatal = error.reason == "protocol_version"
+        self._answer(
+            routing_id,
+            wire.Refused(
+                protocol=wire.PROTOCOL, reason=error.reason, message=str(error)[:1024], fatal=fatal
+            ),
+        )
+
+    # -- heartbeat -------------------------------------------------------------------------------
+
+    async def _beat(self) -> None:
+        while True:
+            now_ns = self._clock()
+            for peer in list(self.peers.values()):
+                if peer.active:
+                    peer.active, peer.heard_ns = False, now_ns
+                if now_ns - peer.heard_ns > SILENCE_S * 1e9:
+                    log.info("peer is silent", session=peer.session_id, device=peer.hello.device)
+                    self._leave(peer)
+                    continue
+                for lane in peer.lanes.values():
+                    if lane.consumed + lane.spec.window_packets > lane.granted:
+                        self._grant(lane)
+                self._request_clock(peer)
+            await asyncio.sleep(HEARTBEAT_S)
+
+    def _request_clock(self, peer: Peer) -> None:
+        peer.next_request_id += 1
+        self.send(
+            peer,
+            wire.ClockRequest(
+                protocol=wire.PROTOCOL,
+                request_id=peer.next_request_id,
+                server_time_ns=self._clock(),
+            ),
+        )

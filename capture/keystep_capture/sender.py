@@ -1,0 +1,521 @@
+"""A source's end of the wire: a DEALER socket that keeps one session going through outages.
+
+A `Sender` says hello, sends packets as credit and the table of streams allow, answers the heartbeat
+and, when the server is silent or restarted, dials again and goes on in the same session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import structlog
+import zmq
+
+from keystep_capture import access, sockets, wire
+from keystep_capture.clock import Clock
+from keystep_capture.errors import RefusedError, StateError, WireError
+from keystep_capture.outbox import Outbox, Pending
+
+log = structlog.get_logger(__name__)
+
+SILENCE_S = 5.0
+FIRST_BACKOFF_S = 0.2
+LAST_BACKOFF_S = 5.0
+_NOBLOCK = int(zmq.NOBLOCK)
+_MORE = int(zmq.SNDMORE) | _NOBLOCK
+COPY_BELOW_BYTES = 32 * 1024
+"""Payloads below this are copied into libzmq, which is cheaper than keeping them referenced."""
+
+Payload = bytes | bytearray | memoryview
+State = Literal["connecting", "open", "finished", "closed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Who sends what; the constant part of a hello.
+
+    Attributes:
+        device: The headset's id.
+        client: Name and version of the sending program, for people.
+        streams: The streams it will send.
+        kind: `expert` or `guided`.
+        session: The session to continue; None: the device's open one, or a new one.
+        task: Name of the task, for a new session.
+        procedure: Name of the procedure to be guided by, for a new session.
+        replay: Lossless: every stream waits for credit.
+        time_scale: Data seconds a second.
+    """
+
+    device: str
+    client: str
+    streams: tuple[str, ...]
+    kind: wire.SessionKind = "guided"
+    session: str | None = None
+    task: str | None = None
+    procedure: str | None = None
+    replay: bool = False
+    time_scale: float = 1.0
+
+
+def _ignore(_: object) -> None:
+    """Take no notice."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Callbacks:
+    """What a source wants to hear of; called on the loop."""
+
+    on_guidance: Callable[[wire.Guidance], None] = _ignore
+    on_finish: Callable[[wire.Finish], None] = _ignore
+    on_session: Callable[[wire.Welcome], None] = _ignore
+    on_refused: Callable[[wire.Refused], None] = field(default=_ignore)
+
+
+class Sender:
+    """Sends one source's streams to a server; single-threaded, on the loop."""
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        server: str,
+        instance: str,
+        token: str | None = None,
+        callbacks: Callbacks | None = None,
+        clock: Clock = time.monotonic_ns,
+    ) -> None:
+        """Prepare; nothing is opened before `run`.
+
+        Args:
+            source: Who sends what.
+            server: The server's endpoint, e.g. `tcp://127.0.0.1:8041`.
+            instance: Random word, new for each start of the program and of the headset.
+            token: The server's shared secret; needed off loopback.
+            callbacks: What to tell the caller.
+            clock: Monotonic clock, ns; `send_time_ns` is read from it.
+        """
+        self._source = source
+        self._server = server
+        self._instance = instance
+        self._token = token
+        self._callbacks = callbacks or Callbacks()
+        self._clock = clock
+        self._outboxes = {name: Outbox(name) for name in source.streams}
+        self._session = source.session
+        self._epoch = -1
+        self._welcomed = False
+        self._heard_ns = clock()
+        self._socket: zmq.Socket[bytes] | None = None
+        self._drain: sockets.Drain | None = None
+        self._failure: WireError | None = None
+        self._changed = asyncio.Event()
+        self._finish_wanted = False
+        self._close_wanted = False
+        self.state: State = "connecting"
+
+    # -- what the caller does --------------------------------------------------------------------
+
+    @property
+    def session(self) -> str | None:
+        """The session's id, once the server has named it."""
+        return self._session
+
+    @property
+    def epoch(self) -> int:
+        """The epoch the server has named; -1 before."""
+        return self._epoch
+
+    def dropped(self) -> dict[str, int]:
+        """Packets dropped here so far, per stream."""
+        return {name: box.dropped_count for name, box in self._outboxes.items()}
+
+    def sent(self) -> dict[str, int]:
+        """Packets sent so far, per stream."""
+        return {name: box.sent_count for name, box in self._outboxes.items()}
+
+    def offer(
+        self,
+        stream: str,
+        device_time_ns: int,
+        payload: Payload,
+        *,
+        encoding: str,
+        keyframe: bool = False,
+        width: int | None = None,
+        height: int | None = None,
+        intrinsics: wire.Intrinsics | None = None,
+        pose: list[float] | None = None,
+        valid: int = -1,
+        frame_idx: int | None = None,
+    ) -> bool:
+        """Send a packet now, or do what the stream's policy says when that cannot be.
+
+        The payload must not be changed afterwards: it is sent without a copy.
+
+        Returns:
+            True if it was sent or kept, False if it was dropped (and counted).
+
+        Raises:
+            KeyError: The stream is not one of the source's.
+        """
+        pending = Pending(
+            device_time_ns=device_time_ns,
+            payload=payload,
+            encoding=encoding,
+            keyframe=keyframe,
+            width=width,
+            height=height,
+            intrinsics=intrinsics,
+            pose=pose,
+            valid=valid,
+            frame_idx=frame_idx,
+        )
+        box = self._outboxes[stream]
+        kept = box.offer(pending, self._clock())
+        if self._welcomed:
+            self._pump(stream, box)
+        return kept
+
+    def has_room(self, stream: str) -> bool:
+        """Whether a packet offered now would be sent at once."""
+        return self._welcomed and self._outboxes[stream].has_room()
+
+    async def room(self, stream: str) -> None:
+        """Wait until there is credit for a packet of this stream: how a replay loses nothing.
+
+        Raises:
+            StateError: The session was closed meanwhile.
+            WireError: The server refused this source for good.
+        """
+        while not self.has_room(stream):
+            self._raise_if_over()
+            await self._wait_for_change()
+
+    def tell_device_clock(
+        self, *, device_time_ns: int, bridge_time_ns: int, uncertainty_ns: int, rate: float
+    ) -> None:
+        """Pass on how the headset's clock stands to this machine's."""
+        if self._welcomed:
+            self._send(
+                wire.DeviceClock(
+                    protocol=wire.PROTOCOL,
+                    epoch=self._epoch,
+                    device_time_ns=device_time_ns,
+                    bridge_time_ns=bridge_time_ns,
+                    uncertainty_ns=uncertainty_ns,
+                    rate=rate,
+                )
+            )
+
+    def acknowledge_guidance(self, revision: int, *, displayed: bool) -> None:
+        """Say that a revision was taken and whether a headset showed it."""
+        if self._welcomed:
+            self._send(
+                wire.GuidanceAck(
+                    protocol=wire.PROTOCOL,
+                    revision=revision,
+                    displayed_time_ns=self._clock(),
+                    displayed=displayed,
+                )
+            )
+
+    def restart(self, instance: str) -> None:
+        """Begin a new epoch: the headset was restarted, its clock and numbers began anew."""
+        self._instance = instance
+        for box in self._outboxes.values():
+            box.start_epoch()
+        self._say_hello()
+
+    async def finish(self, *, close: bool, timeout_s: float = 60.0) -> None:
+        """Send what is still held, say so and, with `close`, have the session closed.
+
+        Raises:
+            StateError: The server did not take it all within `timeout_s`.
+            WireError: The server refused this source for good.
+        """
+        self._finish_wanted, self._close_wanted = True, close
+        self._maybe_finished()
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self.state not in ("finished", "closed") or (
+                    close and self.state != "closed"
+                ):
+                    if self._failure is not None:
+                        raise self._failure
+                    await self._wait_for_change()
+        except TimeoutError:
+            raise StateError(
+                f"the server did not finish the session within {timeout_s:g} s "
+                f"(state: {self.state})"
+            ) from None
+
+    async def run(self) -> None:
+        """Keep the connection until the session is closed; returns then.
+
+        Raises:
+            RefusedError: The server refused this source for good.
+        """
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
+        backoff_s = FIRST_BACKOFF_S
+        try:
+            while not self._is_over():
+                self._connect(context)
+                was_open = await self._watch()
+                self._disconnect()
+                if self._failure is not None:
+                    raise self._failure
+                if self._is_over():
+                    return
+                backoff_s = FIRST_BACKOFF_S if was_open else min(2 * backoff_s, LAST_BACKOFF_S)
+                log.info("no answer from the server, dialling again", server=self._server)
+                await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
+        finally:
+            self._disconnect()
+            await asyncio.to_thread(context.term)
+
+    # -- connection ------------------------------------------------------------------------------
+
+    def _connect(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+        socket = context.socket(zmq.DEALER)
+        socket.setsockopt(zmq.LINGER, 500)
+        socket.setsockopt(zmq.RCVHWM, 64)
+        # libzmq hands room back in halves of its mark, so twice the credit never meets it
+        windows = sum(box.spec.window_packets for box in self._outboxes.values())
+        socket.setsockopt(zmq.SNDHWM, 16 + 2 * windows)
+        socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_HEADER_BYTES)
+        socket.setsockopt(zmq.RECONNECT_IVL, 100)
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
+        if self._token:
+            access.secure_client(socket, self._token)
+        try:
+            socket.connect(self._server)
+        except zmq.ZMQError as error:
+            socket.close(linger=0)
+            raise RefusedError(
+                f"server endpoint {self._server!r} is not usable ({error}); "
+                "expected e.g. tcp://127.0.0.1:8041"
+            ) from None
+        self._socket = socket
+        self._drain = sockets.Drain(socket, asyncio.get_running_loop(), self._take_one)
+        self._heard_ns = self._clock()
+        self._say_hello()
+
+    def _disconnect(self) -> None:
+        self._welcomed = False
+        for box in self._outboxes.values():
+            box.disconnect()
+        if self._drain is not None:
+            self._drain.close()
+            self._drain = None
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    async def _watch(self) -> bool:
+        """Stay while the server is heard; whether it ever welcomed us."""
+        was_open = False
+        while self.state != "closed" and self._failure is None:
+            was_open = was_open or self._welcomed
+            if self._clock() - self._heard_ns > SILENCE_S * 1e9:
+                break
+            self._expire()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.25):
+                    await self._wait_for_change()
+        return was_open
+
+    def _say_hello(self) -> None:
+        self._welcomed = False
+        source = self._source
+        self._send(
+            wire.Hello(
+                protocol=wire.PROTOCOL,
+                device=source.device,
+                client=source.client,
+                instance=self._instance,
+                kind=source.kind,
+                streams=list(source.streams),
+                session=self._session,
+                task=source.task,
+                procedure=source.procedure,
+                replay=source.replay,
+                time_scale=source.time_scale,
+            )
+        )
+
+    def _send(self, message: wire.ClientMessage) -> None:
+        if self._socket is None or self._drain is None:
+            return
+        with contextlib.suppress(zmq.Again):  # the server does not read: the heartbeat will tell
+            self._socket.send(wire.encode(message), zmq.NOBLOCK)
+        self._drain.poke()
+
+    def _pump(self, stream: str, box: Outbox) -> None:
+        """Send what waits in a box and has credit."""
+        while (ready := box.next_ready()) is not None:
+            try:
+                self._transmit(stream, ready)
+            except zmq.Again:  # libzmq's own queue is full: the next credit or heartbeat goes on
+                box.put_back(ready)
+                return
+
+    def _transmit(self, stream: str, pending: Pending) -> None:
+        assert self._socket is not None
+        assert self._drain is not None
+        assert self._session is not None
+        header = wire.encode(
+            wire.PacketHeader(
+                protocol=wire.PROTOCOL,
+                session=self._session,
+                epoch=self._epoch,
+                stream=stream,
+                sequence=pending.sequence,
+                device_time_ns=pending.device_time_ns,
+                send_time_ns=self._clock(),
+                encoding=pending.encoding,
+                keyframe=pending.keyframe,
+                width=pending.width,
+                height=pending.height,
+                intrinsics=pending.intrinsics,
+                pose=pending.pose,
+                valid=pending.valid,
+                frame_idx=pending.frame_idx,
+            )
+        )
+        socket, payload = self._socket, pending.payload
+        socket.send(header, _MORE)
+        socket.send(payload, _NOBLOCK, copy=len(payload) < COPY_BELOW_BYTES)
+        self._drain.poke()
+
+    # -- taking messages -------------------------------------------------------------------------
+
+    def _take_one(self) -> None:
+        assert self._socket is not None
+        header: bytes = self._socket.recv(zmq.NOBLOCK)
+        while self._socket.get(zmq.RCVMORE):
+            self._socket.recv(zmq.NOBLOCK)
+        self._heard_ns = self._clock()
+        try:
+            message = wire.decode_server_message(header)
+        except WireError as error:
+            self._failure = error if error.reason == "protocol_version" else self._failure
+            log.warning("message from the server dropped", reason=error.reason, error=str(error))
+            self._notify()
+            return
+        if isinstance(message, wire.Credit):
+            self._take_credit(message)
+        elif isinstance(message, wire.ClockRequest):
+            self._answer_clock(message)
+        elif isinstance(message, wire.Welcome):
+            self._take_welcome(message)
+        elif isinstance(message, wire.Guidance):
+            self._callbacks.on_guidance(message)
+        elif isinstance(message, wire.Finish):
+            self._callbacks.on_finish(message)
+            self._finish_wanted = True
+            self._maybe_finished()
+        elif isinstance(message, wire.Closed):
+            self.state = "closed"
+            self._notify()
+        elif isinstance(message, wire.Refused):
+            self._take_refusal(message)
+
+    def _take_welcome(self, welcome: wire.Welcome) -> None:
+        if welcome.epoch != self._epoch:
+            for box in self._outboxes.values():
+                box.start_epoch(keep_offered=self._epoch == -1)
+        self._session, self._epoch = welcome.session, welcome.epoch
+        self._expire()
+        for name, grant in welcome.streams.items():
+            if name in self._outboxes:
+                self._outboxes[name].welcome(grant.granted, grant.received_sequence)
+        self._welcomed = True
+        if self.state in ("connecting", "finished"):
+            self.state = "open"
+        self._callbacks.on_session(welcome)
+        self._flush()
+
+    def _take_credit(self, credit: wire.Credit) -> None:
+        box = self._outboxes.get(credit.stream)
+        if box is not None and self._welcomed:
+            box.grant(credit.granted, credit.received_sequence)
+            self._flush()
+
+    def _flush(self) -> None:
+        for name, box in self._outboxes.items():
+            self._pump(name, box)
+        self._maybe_finished()
+        self._notify()
+
+    def _answer_clock(self, request: wire.ClockRequest) -> None:
+        self._flush()
+        self._send(
+            wire.ClockReply(
+                protocol=wire.PROTOCOL,
+                request_id=request.request_id,
+                server_time_ns=request.server_time_ns,
+                receive_time_ns=self._heard_ns,
+                reply_time_ns=self._clock(),
+                dropped=self.dropped(),
+            )
+        )
+        self._expire()
+
+    def _expire(self) -> None:
+        if self._source.replay:
+            return  # lossless: nothing is given up
+        now_ns = self._clock()
+        for box in self._outboxes.values():
+            box.expire(now_ns)
+
+    def _take_refusal(self, refused: wire.Refused) -> None:
+        self._callbacks.on_refused(refused)
+        if refused.reason == "session_closed" and self._finish_wanted:
+            self.state = "closed"
+        elif refused.fatal:
+            self._failure = RefusedError(refused.message, refused.reason)
+        elif refused.reason == "hello_required":
+            self._say_hello()
+        else:
+            log.warning(
+                "the server refused a message", reason=refused.reason, error=refused.message
+            )
+        self._notify()
+
+    def _maybe_finished(self) -> None:
+        if not (self._finish_wanted and self._welcomed) or self.state in ("finished", "closed"):
+            return
+        if all(box.is_empty for box in self._outboxes.values()):
+            self._send(
+                wire.Finished(
+                    protocol=wire.PROTOCOL,
+                    last_sequences={n: b.last_sequence for n, b in self._outboxes.items()},
+                    close=self._close_wanted,
+                )
+            )
+            self.state = "finished"
+            self._notify()
+
+    # -- waiting ---------------------------------------------------------------------------------
+
+    def _notify(self) -> None:
+        self._changed.set()
+
+    async def _wait_for_change(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
+
+    def _is_over(self) -> bool:
+        return self.state == "closed"
+
+    def _raise_if_over(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        if self.state == "closed":
+            raise StateError("the session was closed by the server")
