@@ -1,0 +1,1 @@
+"""Measures that say how good results are; numpy and plain Python only."""
