@@ -1,0 +1,152 @@
+"""A session's encoded video on disk: MCAP with Foxglove's CompressedVideo, as it came.
+
+Nothing is decoded or encoded again. One file (part) per server run; pictures are read back by
+decoding from the key frame before them. (Recording every stream comes with issue D.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from av.video.frame import VideoFrame
+from foxglove_schemas_protobuf import CompressedVideo_pb2
+from mcap.exceptions import McapError
+from mcap.records import Message
+from mcap.stream_reader import StreamReader
+from mcap.well_known import MessageEncoding, SchemaEncoding
+from mcap.writer import CompressionType, Writer
+
+from keystep_capture.errors import DataError, VideoError
+from keystep_capture.video import GapFilter, PacketDecoder
+from keystep_capture.wire import PacketHeader
+
+_NS = 1_000_000_000
+_CHUNK_BYTES = 512 * 1024
+
+
+class VideoRecorder:
+    """Writes one epoch-spanning part of a session's video."""
+
+    def __init__(self, path: Path) -> None:
+        """Create the file; `path` must not exist yet."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("xb")
+        self._writer = Writer(self._file, chunk_size=_CHUNK_BYTES, compression=CompressionType.NONE)
+        self._writer.start(profile="", library="keystep")
+        self._schema_id = self._writer.register_schema(
+            name="foxglove.CompressedVideo",
+            encoding=SchemaEncoding.Protobuf,
+            data=_file_descriptor_set(),
+        )
+        self._channels: dict[tuple[int, str], int] = {}
+
+    def write(self, header: PacketHeader, payload: bytes | memoryview) -> None:
+        """Append a packet; log_time is its device time."""
+        message = CompressedVideo_pb2.CompressedVideo(
+            frame_id="pv", data=bytes(payload), format=header.encoding
+        )
+        message.timestamp.seconds, message.timestamp.nanos = divmod(header.device_time_ns, _NS)
+        self._writer.add_message(
+            channel_id=self._channel(header),
+            log_time=header.device_time_ns,
+            data=message.SerializeToString(),
+            publish_time=header.device_time_ns,
+            sequence=(header.sequence << 1 | header.keyframe) & 0xFFFFFFFF,
+        )
+
+    def close(self) -> None:
+        """Write the index and close the file."""
+        self._writer.finish()
+        self._file.close()
+
+    def _channel(self, header: PacketHeader) -> int:
+        key = (header.epoch, header.encoding)
+        if key not in self._channels:
+            self._channels[key] = self._writer.register_channel(
+                topic=f"/rgb/epoch_{header.epoch}",
+                message_encoding=MessageEncoding.Protobuf,
+                schema_id=self._schema_id,
+                metadata={"epoch": str(header.epoch), "encoding": header.encoding},
+            )
+        return self._channels[key]
+
+
+def read_frames(
+    parts: Iterable[Path], wanted: Iterable[tuple[int, int]]
+) -> Iterator[tuple[tuple[int, int], VideoFrame]]:
+    """Decode the pictures of given moments.
+
+    Args:
+        parts: Files of a `VideoRecorder`; one that was cut off is read as far as it goes.
+        wanted: (epoch, device_time_ns) of packets in the recording.
+
+    Yields:
+        The moment and its picture, in the order of the recording; moments that are not there or
+        cannot be decoded are left out.
+
+    Raises:
+        DataError: A file is no recording.
+    """
+    missing = set(wanted)
+    for part in parts:
+        decoders: dict[int, tuple[PacketDecoder, GapFilter]] = {}
+        for epoch, encoding, message in _messages(part):
+            if not missing:
+                return
+            if epoch not in decoders:
+                decoders[epoch] = PacketDecoder(encoding), GapFilter(independent=encoding == "jpeg")
+            decoder, gaps = decoders[epoch]
+            keyframe = bool(message.sequence & 1)
+            if not gaps.admit(message.sequence >> 1, keyframe=keyframe):
+                continue
+            video = CompressedVideo_pb2.CompressedVideo.FromString(message.data)
+            try:
+                frame = decoder.decode(video.data)
+            except VideoError:
+                gaps.break_off()
+                continue
+            moment = (epoch, message.log_time)
+            if moment in missing:
+                missing.discard(moment)
+                yield moment, frame
+
+
+def _messages(part: Path) -> Iterator[tuple[int, str, Message]]:
+    from mcap.records import Channel
+
+    channels: dict[int, tuple[int, str]] = {}
+    with part.open("rb") as file:
+        try:
+            for record in StreamReader(file).records:
+                if isinstance(record, Channel):
+                    channels[record.id] = (
+                        int(record.metadata["epoch"]),
+                        record.metadata["encoding"],
+                    )
+                elif isinstance(record, Message):
+                    epoch, encoding = channels[record.channel_id]
+                    yield epoch, encoding, record
+        except McapError as error:
+            if not channels:
+                raise DataError(f"{part} is no recording: {error}") from None
+
+
+def _file_descriptor_set() -> bytes:
+    """The schema with all it imports, as MCAP wants protobuf schemas."""
+    from google.protobuf.descriptor import FileDescriptor
+    from google.protobuf.descriptor_pb2 import FileDescriptorSet
+
+    described = FileDescriptorSet()
+    seen: set[str] = set()
+
+    def add(descriptor: FileDescriptor) -> None:
+        if descriptor.name in seen:
+            return
+        seen.add(descriptor.name)
+        for dependency in descriptor.dependencies:
+            add(dependency)
+        descriptor.CopyToProto(described.file.add())
+
+    add(CompressedVideo_pb2.DESCRIPTOR)
+    return described.SerializeToString()

@@ -1,0 +1,88 @@
+"""Decoding a stream's encoded video, packet by packet, safely.
+
+A decoder that is fed a broken group of pictures returns wrong pictures without any error, so after
+any gap, failure or change nothing is decoded before the next key frame.
+"""
+
+from __future__ import annotations
+
+import av
+import av.error
+from av.video.codeccontext import VideoCodecContext
+from av.video.frame import VideoFrame
+
+from keystep_capture.errors import VideoError
+
+MAX_PIXELS = 4096 * 2304
+_CODECS = {"h264": "h264", "jpeg": "mjpeg"}
+
+
+class GapFilter:
+    """Says which packets of a video may be decoded: none between a gap and a key frame."""
+
+    def __init__(self, *, independent: bool = False) -> None:
+        """Start; `independent`: every packet is a picture of its own (JPEG)."""
+        self._independent = independent
+        self._next_sequence: int | None = None
+        self._intact = False
+
+    def admit(self, sequence: int, *, keyframe: bool) -> bool:
+        """Whether the packet with this sequence may be decoded."""
+        if self._independent:
+            return True
+        follows = self._next_sequence == sequence
+        self._next_sequence = sequence + 1
+        self._intact = keyframe or (self._intact and follows)
+        return self._intact
+
+    def break_off(self) -> None:
+        """Wait for a key frame: what was decoded last went wrong."""
+        self._intact = False
+
+
+class PacketDecoder:
+    """Decodes one video stream; each packet gives its picture at once."""
+
+    def __init__(self, encoding: str) -> None:
+        """Open a decoder.
+
+        Args:
+            encoding: `h264` (Annex B, one access unit a packet, no B frames) or `jpeg`.
+
+        Raises:
+            VideoError: The encoding is unknown.
+        """
+        if encoding not in _CODECS:
+            raise VideoError(f"video encoding {encoding!r} is unknown; known: {sorted(_CODECS)}")
+        self._encoding = encoding
+        self._codec = self._open()
+
+    def decode(self, payload: bytes | memoryview) -> VideoFrame:
+        """Decode one packet.
+
+        Raises:
+            VideoError: It cannot be decoded or holds no picture; the decoder was opened anew and
+                needs a key frame next.
+        """
+        try:
+            frames = self._codec.decode(av.Packet(payload))  # type: ignore[arg-type]
+        except (av.error.FFmpegError, ValueError) as error:
+            self._codec = self._open()
+            raise VideoError(
+                f"{self._encoding} packet of {len(payload)} bytes: {error.args[-1]}"
+            ) from None
+        if len(frames) != 1:
+            self._codec = self._open()
+            raise VideoError(
+                f"{self._encoding} packet of {len(payload)} bytes gave {len(frames)} pictures, "
+                "expected one: packets hold one access unit, without B frames"
+            )
+        return frames[0]
+
+    def _open(self) -> VideoCodecContext:
+        codec = av.CodecContext.create(_CODECS[self._encoding], "r")
+        assert isinstance(codec, VideoCodecContext)
+        codec.thread_count = 1
+        codec.options = {"max_pixels": str(MAX_PIXELS)}
+        codec.flags |= av.codec.context.Flags.low_delay
+        return codec

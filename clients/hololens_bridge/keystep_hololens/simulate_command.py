@@ -1,0 +1,113 @@
+"""`keystep simulate`: a simulated HoloLens 2 on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from keystep_capture.errors import ConfigError
+from keystep_capture.samples import SAMPLES, Sample, find_sample
+from keystep_hololens.hl2ss.protocol import DEFAULT_BASE_PORT
+from keystep_hololens.simulator import DeviceClock, SimulatedHeadset, VideoSource
+
+
+def simulate(
+    sample: Annotated[
+        str | None, typer.Option(help=f"Bundled sample: {', '.join(sorted(SAMPLES))}.")
+    ] = None,
+    video: Annotated[
+        Path | None, typer.Option(help="Any video file, in place of a sample.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    base_port: Annotated[
+        int, typer.Option(min=0, max=65514, help="Port of the first service; 0 takes free ports.")
+    ] = DEFAULT_BASE_PORT,
+    time_scale: Annotated[
+        float, typer.Option(help="Device seconds per second; above 1 plays faster.")
+    ] = 1.0,
+    loop: Annotated[bool, typer.Option("--loop", help="Play over and over.")] = False,
+) -> None:
+    """Run a simulated HoloLens 2 (hl2ss) until its sample has played, or until Ctrl-C.
+
+    The headset is simulated: real video or real head poses and gaze, invented time stamps,
+    intrinsics and camera settings.
+    """
+    asyncio.run(_run(sample, video, host, base_port, time_scale, loop))
+
+
+async def _run(
+    sample: str | None,
+    video: Path | None,
+    host: str,
+    base_port: int,
+    time_scale: float,
+    loop: bool,
+) -> None:
+    headset = make_headset(
+        choose_sample(sample, video),
+        video,
+        host=host,
+        base_port=base_port,
+        time_scale=time_scale,
+        loop=loop,
+    )
+    async with headset:
+        announce(headset)
+        await finished_or_interrupted(headset)
+
+
+def choose_sample(name: str | None, video: Path | None) -> Sample | None:
+    """Return the sample that was named, None where a video was given.
+
+    Raises:
+        ConfigError: Neither or both were given, or no such sample.
+    """
+    if (name is None) == (video is None):
+        raise ConfigError("give either --sample NAME or --video FILE")
+    return None if name is None else find_sample(name)
+
+
+def make_headset(
+    sample: Sample | None,
+    video: Path | None,
+    *,
+    host: str,
+    base_port: int,
+    time_scale: float,
+    loop: bool,
+) -> SimulatedHeadset:
+    """Make the headset that plays a sample or a video file."""
+    if sample is not None:
+        return SimulatedHeadset.of_sample(
+            sample, host=host, base_port=base_port, time_scale=time_scale, loop=loop
+        )
+    assert video is not None
+    return SimulatedHeadset(
+        video=VideoSource.open(video, loop=loop),
+        host=host,
+        base_port=base_port,
+        clock=DeviceClock(time_scale=time_scale),
+    )
+
+
+def announce(headset: SimulatedHeadset) -> None:
+    """Say what is served: one line for people, one for programs."""
+    ports = ", ".join(f"{name} {number}" for name, number in headset.open_ports.items())
+    typer.echo(f"Simulated HoloLens 2 on {headset.host}: {ports}")
+    typer.echo(f"READY base_port={headset.base_port}")
+
+
+async def finished_or_interrupted(headset: SimulatedHeadset) -> None:
+    """Wait until the sample has played or the process is asked to stop; both are a clean end."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    waiting = [asyncio.create_task(event.wait()) for event in (headset.finished, stop)]
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    for task in waiting:
+        task.cancel()

@@ -1,0 +1,68 @@
+"""The REST application, put together from its parts; nothing here is global."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from keystep_server.access import AccessMiddleware
+from keystep_server.metrics import Metrics
+from keystep_server.problems import install_problem_handlers
+from keystep_server.routes import docs, events, health, key_steps, sessions
+from keystep_server.routes.deps import AppDeps, Check, ProcedureStep, ProcedureSummary, problems
+
+__all__ = ["AppDeps", "Check", "ProcedureStep", "ProcedureSummary", "create_app"]
+
+_UNMATCHED = "unmatched"  # label of requests that no route takes
+_DESCRIPTION = (
+    "Sessions of headsets, the step events found in them, and their key steps. "
+    "Errors are application/problem+json (RFC 9457); nanoseconds are decimal strings."
+)
+
+
+def create_app(deps: AppDeps) -> FastAPI:
+    """The application; it owns nothing of what it is given, and starts and stops none of it."""
+    app = FastAPI(
+        title="Keystep",
+        version=version("keystep"),
+        description=_DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        responses=problems(s422="the request is not as documented"),
+    )
+    app.state.deps = deps
+    for module in (sessions, events, key_steps, health, docs):
+        app.include_router(module.router)
+    install_problem_handlers(app)
+    token = deps.config.token
+    app.add_middleware(
+        AccessMiddleware, token=token.get_secret_value() if token is not None else None
+    )
+    app.add_middleware(_CountingMiddleware, metrics=deps.metrics)
+    return app
+
+
+class _CountingMiddleware:
+    """Count each request by its route's template and status."""
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def counting_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                # A path or method of nobody's would make a label of every guess.
+                route = getattr(scope.get("route"), "path", _UNMATCHED)
+                method = scope["method"] if route != _UNMATCHED else "any"
+                self._metrics.rest_answered(method, route, message["status"])
+            await send(message)
+
+        await self._app(scope, receive, counting_send)

@@ -1,0 +1,79 @@
+"""A session's ticks on disk: one row a tick, appended as they come, read by memory mapping."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from keystep_capture.align import Tick
+
+EMBEDDING_SIZE = 1280
+APPEARANCE, GAZE, HEAD, HANDS = 1, 2, 4, 8
+
+TICK_ROW = np.dtype(
+    [
+        ("device_time_ns", "<i8"),
+        ("epoch", "<i4"),
+        ("cues", "<u4"),  # bits of the cues that are not missing
+        ("gaze", "<f4", (2, 3)),
+        ("head", "<f4", (4, 4)),
+        ("appearance", "<f4", (EMBEDDING_SIZE,)),
+    ]
+)
+_CUES = {"gaze": GAZE, "head": HEAD, "hands": HANDS}
+
+
+class TickStore:
+    """Appends rows to one file; what a crash cut off at its end is removed when it is opened."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create the file."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._file = path.open("ab")
+        whole_rows = self._file.tell() // TICK_ROW.itemsize
+        os.truncate(path, whole_rows * TICK_ROW.itemsize)
+        self._file.seek(0, os.SEEK_END)
+        self.row_count = whole_rows
+        self.feature_count = 0
+        self._row = np.zeros(1, TICK_ROW)
+
+    def append(self, tick: Tick, epoch: int, embedding: npt.NDArray[np.float32] | None) -> None:
+        """Append a tick; an absent embedding or sample is marked missing in `cues`."""
+        row = self._row
+        row.fill(0)
+        row["device_time_ns"], row["epoch"] = tick.device_time_ns, epoch
+        cues = 0
+        for name, bit in _CUES.items():
+            sample = tick.samples.get(name)
+            if sample is None or sample.value is None:
+                continue
+            cues |= bit
+            if name != "hands":
+                row[name][0] = sample.value
+        if embedding is not None:
+            cues |= APPEARANCE
+            row["appearance"][0] = embedding
+            self.feature_count += 1
+        row["cues"] = cues
+        self._file.write(memoryview(row).cast("B"))
+        self.row_count += 1
+
+    def flush(self) -> None:
+        """Hand what was appended to the operating system."""
+        self._file.flush()
+
+    def close(self) -> None:
+        """Flush and close the file."""
+        self._file.close()
+
+
+def read_ticks(path: Path) -> npt.NDArray[np.void]:
+    """All whole rows of a file, (T,) of `TICK_ROW`, read-only and memory-mapped; may be empty."""
+    rows = path.stat().st_size // TICK_ROW.itemsize if path.exists() else 0
+    if rows == 0:
+        return np.zeros(0, TICK_ROW)
+    return np.memmap(path, dtype=TICK_ROW, mode="r", shape=(rows,))

@@ -1,0 +1,83 @@
+"""What the server counts, in Prometheus' terms; one registry per server, none of it global."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0)
+_BATCH = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class Metrics:
+    """Counters, gauges and histograms of one server; label values come from fixed sets only."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._packets = self._counter("packets", "Packets taken", "stream")
+        self._bytes = self._counter("payload_bytes", "Payload bytes taken", "stream")
+        self._drops = self._counter("dropped_packets", "Packets dropped", "stream", "reason")
+        self._step_events = self._counter("step_events", "Step events stored", "branch", "kind")
+        self._rest_requests = self._counter(
+            "rest_requests", "REST requests answered", "method", "route", "status"
+        )
+        self._sessions_open = Gauge(
+            "keystep_sessions_open", "Sessions that are not closed", registry=self.registry
+        )
+        self._extraction = self._histogram(
+            "feature_extraction_seconds", "From a frame's arrival to its features", "cue"
+        )
+        self._event_latency = self._histogram(
+            "step_event_latency_seconds", "From a frame's arrival to its step event stored"
+        )
+        self._batch_size = Histogram(
+            "keystep_inference_batch_size",
+            "Requests in one model call",
+            ["model"],
+            buckets=_BATCH,
+            registry=self.registry,
+        )
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"keystep_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
+        return Histogram(
+            f"keystep_{name}", text, labels, buckets=_LATENCY_S, registry=self.registry
+        )
+
+    def packet_taken(self, stream: str, payload_bytes: int) -> None:
+        """Count a packet that passed all checks."""
+        self._packets.labels(stream).inc()
+        self._bytes.labels(stream).inc(payload_bytes)
+
+    def packets_dropped(self, stream: str, reason: str, count: int = 1) -> None:
+        """Count packets that were not used, by the word that says why."""
+        self._drops.labels(stream, reason).inc(count)
+
+    def step_event_stored(self, branch: str, kind: str) -> None:
+        """Count a new step event."""
+        self._step_events.labels(branch, kind).inc()
+
+    def features_extracted(self, cue: str, seconds: float) -> None:
+        """Note how long a frame took from its arrival to its features."""
+        self._extraction.labels(cue).observe(seconds)
+
+    def event_latency(self, seconds: float) -> None:
+        """Note how long a step event took from its frame's arrival to being stored."""
+        self._event_latency.observe(seconds)
+
+    def batch_run(self, model: str, size: int) -> None:
+        """Note how many requests shared one model call."""
+        self._batch_size.labels(model).observe(size)
+
+    def rest_answered(self, method: str, route: str, status: int) -> None:
+        """Count a REST request by its route's template, never by its path."""
+        self._rest_requests.labels(method, route, str(status)).inc()
+
+    def set_sessions_open(self, count: int) -> None:
+        """State how many sessions are not closed."""
+        self._sessions_open.set(count)
+
+    def render(self) -> bytes:
+        """All of it in Prometheus' text format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,291 @@
+"""One session's streams through the models: decode, align, extract, recognise.
+
+`process` is called with packets in their order of arrival, by one thread at a time (never two for
+one session), and touches nothing outside its session. Inference runs in the engine's threads.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from keystep_capture.align import Tick, TickAligner
+from keystep_capture.clock import Clock
+from keystep_capture.errors import KeystepError, ShapeError, VideoError, WireError
+from keystep_capture.payloads import read_array
+from keystep_capture.receiver import Buffer, Lane
+from keystep_capture.recording import VideoRecorder
+from keystep_capture.video import GapFilter, PacketDecoder
+from keystep_capture.wire import PacketHeader
+from keystep_models.cues.appearance_cue import CROP, AppearancePreprocessing
+from keystep_models.psr.logic import Detection, StepCompletion, StepLogic
+from keystep_server.features import TickStore
+from keystep_server.inference import InferenceEngine
+
+_LEADING = ("rgb", "detections", "head", "gaze", "hands")
+_OTHERS = ("gaze", "head", "hands")
+MAX_TICKS_IN_ENGINE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A checked packet as it came."""
+
+    lane: Lane
+    header: PacketHeader
+    payload: Buffer
+    received_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A step completion with the packet it was seen in."""
+
+    step: StepCompletion
+    header: PacketHeader
+    received_ns: int
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a batch of packets led to."""
+
+    completions: list[Completion] = field(default_factory=list)
+    dropped: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureTiming:
+    """When a frame was captured (device), came in and had its features (server), ns."""
+
+    device_time_ns: int
+    received_ns: int
+    done_ns: int
+
+
+@dataclass(slots=True)
+class _Frame:
+    """The leading value of a tick: an embedding on its way."""
+
+    received_ns: int
+    future: Future[npt.NDArray[Any]] | None = None
+    done_ns: int = 0
+
+
+class SessionPipeline:
+    """All state between a session's packets and its step events and features."""
+
+    def __init__(
+        self,
+        *,
+        session_id: str,
+        folder: Path,
+        engine: InferenceEngine,
+        appearance_model: str,
+        lossless: bool,
+        rate_hz: float,
+        logic: StepLogic | None,
+        clock: Clock = time.monotonic_ns,
+    ) -> None:
+        """Open the session's files.
+
+        Args:
+            session_id: The session.
+            folder: Where its video and ticks are kept.
+            engine: Where extractors run.
+            appearance_model: The engine's key of the appearance extractor.
+            lossless: Wait for the engine rather than let a newer frame replace an older one.
+            rate_hz: Ticks a second.
+            logic: Step recognition from detections; None where there is no procedure.
+            clock: Monotonic clock, ns.
+        """
+        self._session_id = session_id
+        self._folder = folder
+        self._engine = engine
+        self._model = appearance_model
+        self._lossless = lossless
+        self._rate_hz = rate_hz
+        self._clock = clock
+        self.logic = logic
+        self.ticks = TickStore(folder / "ticks.rows")
+        self.timings: deque[FeatureTiming] = deque(maxlen=4096)
+        self.decoded_count = 0
+        self.size_changes = 0
+        self._recorder: VideoRecorder | None = None
+        self._preprocessing = AppearancePreprocessing()
+        self._decoder: tuple[tuple[int, str], PacketDecoder, GapFilter] | None = None
+        self._size: tuple[int, int] | None = None
+        self._aligner: TickAligner | None = None
+        self._leading: str | None = None
+        self._epoch = 0
+        self._waiting: deque[tuple[Tick, int]] = deque()
+        self._in_engine: deque[Future[npt.NDArray[Any]]] = deque(maxlen=MAX_TICKS_IN_ENGINE)
+        self._detection_count = 0
+        self._readers = {
+            "rgb": self._take_rgb,
+            "detections": self._take_detections,
+            "gaze": self._take_array,
+            "head": self._take_array,
+            "hands": self._take_array,
+        }
+
+    @property
+    def late_counts(self) -> dict[str, int]:
+        """Packets that came too late for their tick, per stream."""
+        return dict(self._aligner.late_counts) if self._aligner else {}
+
+    def process(self, items: list[Item]) -> Outcome:
+        """Work off packets in their order of arrival."""
+        outcome = Outcome()
+        for item in items:
+            try:
+                self._readers[item.header.stream](item, outcome)
+            except VideoError:
+                outcome.dropped[item.header.stream, "undecodable"] += 1
+            except ShapeError:
+                outcome.dropped[item.header.stream, "unusable_size"] += 1
+            except WireError as error:
+                outcome.dropped[item.header.stream, error.reason] += 1
+            except KeystepError:
+                outcome.dropped[item.header.stream, "unusable"] += 1
+        self._store_done()
+        return outcome
+
+    def finish(self) -> None:
+        """Wait for what is in the engine and close the files."""
+        if self._aligner is not None:
+            self._keep(self._aligner.flush())
+        self._store_done(wait=True)
+        self.ticks.close()
+        if self._recorder is not None:
+            self._recorder.close()
+            self._recorder = None
+
+    # -- streams ---------------------------------------------------------------------------------
+
+    def _take_rgb(self, item: Item, outcome: Outcome) -> None:
+        header = item.header
+        self._record(item)
+        decoder, gaps = self._decoder_of(header)
+        if not gaps.admit(header.sequence, keyframe=header.keyframe):
+            outcome.dropped["rgb", "before_keyframe"] += 1
+            return
+        try:
+            frame = decoder.decode(item.payload)
+        except VideoError:
+            gaps.break_off()
+            raise
+        self.decoded_count += 1
+        size = (frame.width, frame.height)
+        if self._size is not None and size != self._size:
+            self.size_changes += 1
+        self._size = size
+        if (header.width or size[0], header.height or size[1]) != size:
+            outcome.dropped["rgb", "size_mismatch"] += 1
+            return
+        aligner = self._aligner_for("rgb", header.epoch)
+        leads = _Frame(item.received_ns)
+        if aligner.wants(header.device_time_ns):
+            row = np.empty((1, CROP, CROP, 3), np.uint8)
+            self._preprocessing.from_video_frame(frame, row[0])
+            leads.future = self._submit(row, leads)
+        self._keep(aligner.push("rgb", header.device_time_ns, leads))
+
+    def _take_detections(self, item: Item, outcome: Outcome) -> None:
+        header = item.header
+        rows = () if header.valid == 0 else read_array(header, item.payload).tolist()
+        if self.logic is not None:
+            detections = [
+                Detection(int(row[0]), row[1], (row[2], row[3], row[4], row[5])) for row in rows
+            ]
+            # Numbered here, since a source's own numbers begin anew with each of its epochs.
+            steps = self.logic.step(self._detection_count, detections)
+            self._detection_count += 1
+            outcome.completions.extend(Completion(step, header, item.received_ns) for step in steps)
+        self._align(header, _Frame(item.received_ns))
+
+    def _take_array(self, item: Item, outcome: Outcome) -> None:
+        header = item.header
+        value = None if header.valid == 0 else read_array(header, item.payload)
+        self._align(header, value)
+
+    # -- ticks -----------------------------------------------------------------------------------
+
+    def _align(self, header: PacketHeader, value: object) -> None:
+        aligner = self._aligner_for(header.stream, header.epoch)
+        if header.epoch == self._epoch:  # another epoch's times cannot be placed among these
+            self._keep(aligner.push(header.stream, header.device_time_ns, value))
+
+    def _aligner_for(self, stream: str, epoch: int) -> TickAligner:
+        """The present aligner; a better leading stream or its new epoch starts another."""
+        better = self._leading is None or _LEADING.index(stream) < _LEADING.index(self._leading)
+        restarted = stream == self._leading and epoch != self._epoch
+        if self._aligner is None or better or restarted:
+            if self._aligner is not None:
+                self._keep(self._aligner.flush())
+            self._leading, self._epoch = stream, epoch
+            self._aligner = TickAligner(leading=stream, others=_OTHERS, rate_hz=self._rate_hz)
+        return self._aligner
+
+    def _keep(self, ticks: list[Tick]) -> None:
+        self._waiting.extend((tick, self._epoch) for tick in ticks)
+
+    def _store_done(self, *, wait: bool = False) -> None:
+        """Write the ticks whose features are there, in order."""
+        while self._waiting:
+            tick, epoch = self._waiting[0]
+            leads = next(iter(tick.samples.values()))
+            frame = leads.value if leads is not None else None
+            future = frame.future if isinstance(frame, _Frame) else None
+            if future is not None and not future.done() and not wait:
+                break
+            self._waiting.popleft()
+            self.ticks.append(tick, epoch, _result(future))
+            if future is not None and isinstance(frame, _Frame) and frame.done_ns:
+                timing = FeatureTiming(tick.device_time_ns, frame.received_ns, frame.done_ns)
+                self.timings.append(timing)
+        self.ticks.flush()
+
+    # -- models and files ------------------------------------------------------------------------
+
+    def _submit(self, row: npt.NDArray[np.uint8], frame: _Frame) -> Future[npt.NDArray[Any]]:
+        if self._lossless:
+            self._await_room()
+        future = self._engine.submit(
+            self._model, self._session_id, row, newest_wins=not self._lossless
+        )
+        future.add_done_callback(lambda _: setattr(frame, "done_ns", self._clock()))
+        self._in_engine.append(future)
+        return future
+
+    def _await_room(self) -> None:
+        while len(self._in_engine) >= MAX_TICKS_IN_ENGINE:
+            self._in_engine.popleft().exception()
+
+    def _record(self, item: Item) -> None:
+        if self._recorder is None:
+            part = len(list(self._folder.glob("rgb-*.mcap")))
+            self._recorder = VideoRecorder(self._folder / f"rgb-{part:03d}.mcap")
+        self._recorder.write(item.header, item.payload)
+
+    def _decoder_of(self, header: PacketHeader) -> tuple[PacketDecoder, GapFilter]:
+        key = (header.epoch, header.encoding)
+        if self._decoder is None or self._decoder[0] != key:
+            gaps = GapFilter(independent=header.encoding == "jpeg")
+            self._decoder = key, PacketDecoder(header.encoding), gaps
+        return self._decoder[1], self._decoder[2]
+
+
+def _result(future: Future[npt.NDArray[Any]] | None) -> npt.NDArray[np.float32] | None:
+    """The embedding, or None where there is none (superseded by a newer frame, or failed)."""
+    if future is None or future.exception() is not None:
+        return None
+    row: npt.NDArray[np.float32] = future.result()[0]
+    return row

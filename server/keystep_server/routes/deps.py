@@ -1,0 +1,81 @@
+"""What the routes are given, and how they get at it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import Depends, Path, Query, Request
+
+from keystep_server.config import ServerConfig
+from keystep_server.events import EventLog
+from keystep_server.metrics import Metrics
+from keystep_server.schemas import ProblemOut
+from keystep_server.sessions import SESSION_ID_PATTERN, SessionRegistry
+from keystep_server.storage import Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One thing the server needs before it can work: models loaded, the wire bound."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcedureStep:
+    """One step of a procedure."""
+
+    step_id: int
+    title: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcedureSummary:
+    """A procedure as REST lists it."""
+
+    name: str
+    title: str
+    steps: tuple[ProcedureStep, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppDeps:
+    """All that REST stands on.
+
+    Attributes:
+        readiness: What the server needs beside the database, each with whether it is there.
+        procedures: The procedures that sessions can be guided through.
+        keepalive_s: Longest silence of an event stream before a comment is sent.
+    """
+
+    config: ServerConfig
+    store: Store
+    registry: SessionRegistry
+    events: EventLog
+    metrics: Metrics
+    readiness: Callable[[], Sequence[Check]]
+    procedures: Callable[[], Sequence[ProcedureSummary]]
+    keepalive_s: float = 15.0
+
+
+def _deps_of(request: Request) -> AppDeps:
+    deps: AppDeps = request.app.state.deps
+    return deps
+
+
+Deps = Annotated[AppDeps, Depends(_deps_of)]
+SessionId = Annotated[str, Path(pattern=SESSION_ID_PATTERN)]
+Limit = Annotated[int, Query(ge=1, le=1000, description="entries on a page")]
+
+
+def problems(**statuses: str) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI's description of the problems a route answers with: `problems(s404="why")`."""
+    content = {"application/problem+json": {"schema": ProblemOut.model_json_schema()}}
+    return {
+        int(status.removeprefix("s")): {"description": text, "content": content}
+        for status, text in statuses.items()
+    }

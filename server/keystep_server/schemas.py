@@ -1,0 +1,356 @@
+"""What REST takes and gives, each with an example.
+
+Nanoseconds are decimal strings in JSON: a JavaScript number holds them exactly only up to 2^53.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
+
+from keystep_server.sessions import DEVICE_ID_PATTERN, NAME_MAX_CHARS
+from keystep_server.storage import (
+    Branch,
+    KeyStep,
+    KeyStepSource,
+    KeyStepStatus,
+    SessionKind,
+    SessionState,
+    StepEventKind,
+)
+
+API = "/api/v1"
+
+Nanoseconds = Annotated[
+    int,
+    PlainSerializer(str, return_type=str),
+    WithJsonSchema({"type": "string", "pattern": "^-?[0-9]+$"}),
+]
+DeviceId = Annotated[str, Field(pattern=DEVICE_ID_PATTERN)]
+Name = Annotated[str, Field(min_length=1, max_length=NAME_MAX_CHARS)]
+
+_AT = "2026-03-02T09:15:04.120000Z"
+_SESSION_ID = "ses_01kx5m3v0g8q2m4t6w8y0a2c4e"
+_KEY_STEP_ID = "kst_8a3d1c0e5b7f42d69e10a4c2b6d8f013"
+_DEVICE = {
+    "id": "hololens-07",
+    "first_seen_at": _AT,
+    "last_seen_at": _AT,
+    "client": "keystep-hololens 0.1.0",
+}
+_NEW_SESSION = {
+    "device_id": "hololens-07",
+    "kind": "guided",
+    "task": "assemble the toy bike",
+    "procedure": "toy-bike",
+    "replay": False,
+    "time_scale": 1.0,
+}
+_SESSION = {
+    **_NEW_SESSION,
+    "id": _SESSION_ID,
+    "state": "open",
+    "created_at": _AT,
+    "closed_at": None,
+    "epoch": 1,
+    "close_reason": None,
+    "error": None,
+}
+_STEP_EVENT = {
+    "id": "4f8c3c3e-64ab-5a0e-9f52-0a3a7c6f1f11",
+    "session_id": _SESSION_ID,
+    "ordinal": 3,
+    "step_id": 7,
+    "title": "Fit the front wheel",
+    "kind": "completed",
+    "frame_idx": 1234,
+    "device_time_ns": "81234567890123",
+    "epoch": 1,
+    "detected_at": _AT,
+    "confidence": 0.93,
+    "branch": "assembly_state",
+    "evidence": {"state": "11110000000"},
+    "occurrence": 0,
+    "retracted": False,
+}
+_KEY_STEP = {
+    "id": _KEY_STEP_ID,
+    "position": 0,
+    "title": "Fit the front wheel",
+    "start_s": 12.3,
+    "end_s": 20.1,
+    "exemplar_s": 18.4,
+    "start_device_time_ns": "81234567890123",
+    "end_device_time_ns": "81242367890123",
+    "exemplar_device_time_ns": "81240667890123",
+    "confidence": 0.81,
+    "status": "proposed",
+    "source": "extracted",
+    "step_id": None,
+    "exemplar": {
+        "url": f"{API}/sessions/{_SESSION_ID}/key-steps/{_KEY_STEP_ID}/image",
+        "width": 1280,
+        "height": 720,
+    },
+    "provenance": {"method": "steps"},
+}
+_PROCEDURE = {
+    "name": "toy-bike",
+    "title": "Assemble the toy bike",
+    "steps": [{"step_id": 7, "title": "Fit the front wheel"}],
+}
+_STATS = {
+    "session_id": _SESSION_ID,
+    "state": "open",
+    "epoch": 1,
+    "live": {"rgb": {"packets": 5400, "dropped": {"stale": 3}}},
+}
+_CHECK = {"name": "database", "ok": True, "detail": "answers"}
+
+
+def _config(example: Mapping[str, Any]) -> ConfigDict:
+    return ConfigDict(
+        extra="forbid", from_attributes=True, json_schema_extra={"examples": [dict(example)]}
+    )
+
+
+class DeviceOut(BaseModel):
+    """One headset that was seen."""
+
+    model_config = _config(_DEVICE)
+
+    id: str
+    first_seen_at: datetime
+    last_seen_at: datetime
+    client: str | None = Field(description="name and version of the program that speaks for it")
+
+
+class DeviceList(BaseModel):
+    """A page of devices, by id."""
+
+    model_config = _config({"devices": [_DEVICE], "next_cursor": None})
+
+    devices: list[DeviceOut]
+    next_cursor: str | None = Field(description="`cursor` of the next page; null: the last one")
+
+
+class SessionIn(BaseModel):
+    """A session to open."""
+
+    model_config = _config(_NEW_SESSION)
+
+    device_id: DeviceId
+    kind: SessionKind
+    task: Name | None = None
+    procedure: Name | None = Field(None, description="name of the procedure to be guided through")
+    replay: bool = Field(False, description="recorded streams: lossless, results do not hurry")
+    time_scale: float = Field(
+        1.0, gt=0, le=1000, allow_inf_nan=False, description="data seconds per second; replay only"
+    )
+
+
+class SessionOut(BaseModel):
+    """One wearer doing one task on one device."""
+
+    model_config = _config(_SESSION)
+
+    id: str
+    device_id: str
+    kind: SessionKind
+    state: SessionState
+    task: str | None
+    procedure: str | None
+    replay: bool
+    time_scale: float
+    created_at: datetime
+    closed_at: datetime | None
+    epoch: int = Field(description="starts of bridge or headset so far; 0: none has connected")
+    close_reason: str | None
+    error: str | None = Field(description="what went wrong while closing")
+
+
+class SessionList(BaseModel):
+    """A page of sessions, newest first."""
+
+    model_config = _config({"sessions": [_SESSION], "next_cursor": None})
+
+    sessions: list[SessionOut]
+    next_cursor: str | None = Field(description="`cursor` of the next page; null: the last one")
+
+
+class StepEventOut(BaseModel):
+    """One step completed, done wrong or taken back.
+
+    A retracted event comes again with the same `id`, `retracted` true and a new `ordinal`.
+    """
+
+    model_config = _config(_STEP_EVENT)
+
+    id: str
+    session_id: str
+    ordinal: int = Field(description="place in the session's log; only grows; the id in SSE")
+    step_id: int
+    title: str
+    kind: StepEventKind
+    frame_idx: int | None
+    device_time_ns: Nanoseconds
+    epoch: int
+    detected_at: datetime
+    confidence: float
+    branch: Branch
+    evidence: dict[str, Any]
+    occurrence: int = Field(description="counts events that are equal in all else")
+    retracted: bool
+
+
+class StepEventList(BaseModel):
+    """Step events in the order of their ordinals."""
+
+    model_config = _config({"events": [_STEP_EVENT], "next_after": None})
+
+    events: list[StepEventOut]
+    next_after: int | None = Field(description="`after` of the next page; null: no more for now")
+
+
+class ExemplarOut(BaseModel):
+    """The picture that stands for a key step."""
+
+    model_config = _config(_KEY_STEP["exemplar"])  # type: ignore[arg-type]
+
+    url: str = Field(description="JPEG; `?width=320` for a smaller one")
+    width: int
+    height: int
+
+
+class KeyStepOut(BaseModel):
+    """A segment of a session with its exemplar frame; null where nothing was seen yet.
+
+    `*_s` are seconds since the session's first packet.
+    """
+
+    model_config = _config(_KEY_STEP)
+
+    id: str
+    position: int
+    title: str
+    start_s: float | None
+    end_s: float | None
+    exemplar_s: float | None
+    start_device_time_ns: Nanoseconds | None
+    end_device_time_ns: Nanoseconds | None
+    exemplar_device_time_ns: Nanoseconds | None
+    confidence: float | None
+    status: KeyStepStatus
+    source: KeyStepSource = Field(
+        description="extracted: from an expert's recording; procedure: a guided session's progress"
+    )
+    step_id: int | None = Field(description="the procedure's step; null for extracted key steps")
+    exemplar: ExemplarOut | None
+    provenance: dict[str, Any] = Field(description="how it was found: method, models, parameters")
+
+    @classmethod
+    def of(cls, key_step: KeyStep) -> KeyStepOut:
+        """The key step as REST gives it."""
+        names = cls.model_fields.keys() - {"exemplar"}
+        values = {name: getattr(key_step, name) for name in names}
+        exemplar = None
+        if key_step.exemplar_size is not None:
+            width, height = key_step.exemplar_size
+            url = f"{API}/sessions/{key_step.session_id}/key-steps/{key_step.id}/image"
+            exemplar = ExemplarOut(url=url, width=width, height=height)
+        return cls(**values, exemplar=exemplar)
+
+
+class KeyStepList(BaseModel):
+    """All key steps of a session, in order."""
+
+    model_config = _config({"key_steps": [_KEY_STEP]})
+
+    key_steps: list[KeyStepOut]
+
+
+class StatsOut(BaseModel):
+    """What a session's streams and models have done."""
+
+    model_config = _config(_STATS)
+
+    session_id: str
+    state: SessionState
+    epoch: int
+    live: dict[str, Any] = Field(description="counters since this server started")
+
+
+class ProcedureStepOut(BaseModel):
+    """One step of a procedure."""
+
+    model_config = _config(_PROCEDURE["steps"][0])  # type: ignore[arg-type]
+
+    step_id: int
+    title: str
+
+
+class ProcedureOut(BaseModel):
+    """A procedure that sessions can be guided through."""
+
+    model_config = _config(_PROCEDURE)
+
+    name: str
+    title: str
+    steps: list[ProcedureStepOut]
+
+
+class ProcedureList(BaseModel):
+    """All procedures."""
+
+    model_config = _config({"procedures": [_PROCEDURE]})
+
+    procedures: list[ProcedureOut]
+
+
+class HealthOut(BaseModel):
+    """The process answers."""
+
+    model_config = _config({"status": "alive"})
+
+    status: str
+
+
+class CheckOut(BaseModel):
+    """One thing the server needs before it can work."""
+
+    model_config = _config(_CHECK)
+
+    name: str
+    ok: bool
+    detail: str
+
+
+class ReadinessOut(BaseModel):
+    """Whether the server can work, and what is missing."""
+
+    model_config = _config({"ready": True, "checks": [_CHECK]})
+
+    ready: bool
+    checks: list[CheckOut]
+
+
+class ProblemOut(BaseModel):
+    """An error, as RFC 9457 has it."""
+
+    model_config = _config(
+        {
+            "type": "about:blank",
+            "title": "Not Found",
+            "status": 404,
+            "detail": f"there is no session {_SESSION_ID}",
+        }
+    )
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[dict[str, str]] | None = Field(None, description="one entry per invalid field")

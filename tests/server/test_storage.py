@@ -1,0 +1,247 @@
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import create_engine
+
+from keystep_capture.errors import ConfigError, DataError, NotFoundError, StateError
+from keystep_server.sessions import new_session_id
+from keystep_server.storage import (
+    Branch,
+    KeyStep,
+    KeyStepSource,
+    KeyStepStatus,
+    Session,
+    SessionKind,
+    SessionState,
+    StepEvent,
+    StepEventKind,
+    Store,
+    key_step_id,
+    step_event_id,
+)
+from keystep_server.storage.tables import Base
+
+NOW = datetime(2026, 3, 2, 9, 15, 0, 120000, tzinfo=UTC)
+Events = Callable[..., StepEvent]
+
+
+def session(device_id: str = "hololens-07", at: datetime = NOW) -> Session:
+    return Session(
+        id=new_session_id(at),
+        device_id=device_id,
+        kind=SessionKind.GUIDED,
+        state=SessionState.OPEN,
+        task="bike",
+        procedure=None,
+        replay=False,
+        time_scale=1.0,
+        created_at=at,
+    )
+
+
+def key_step(session_id: str, position: int, source: KeyStepSource) -> KeyStep:
+    return KeyStep(
+        id=key_step_id(session_id, source, position),
+        session_id=session_id,
+        position=position,
+        title=f"Key step {position}",
+        status=KeyStepStatus.PROPOSED,
+        source=source,
+        start_device_time_ns=2**62,
+        start_s=1.5,
+        exemplar_path="exemplars/1.jpg",
+        exemplar_size=(640, 360),
+        provenance={"method": "steps"},
+    )
+
+
+def test_everything_is_there_after_a_restart(tmp_path: Path, make_event: Events) -> None:
+    url = f"sqlite:///{tmp_path / 'deep' / 'keystep.db'}"
+    first = Store.open(url)
+    opened = first.add_session(session())
+    epoch = first.begin_epoch(opened.id)
+    stored, _ = first.append_event(opened.id, make_event(1))
+    steps = [key_step(opened.id, n, KeyStepSource.EXTRACTED) for n in range(3)]
+    first.replace_key_steps(opened.id, KeyStepSource.EXTRACTED, steps)
+    first.close()
+
+    second = Store.open(url)
+    assert second.session(opened.id) == replace(opened, epoch=epoch)
+    assert second.current_session(opened.device_id) == replace(opened, epoch=1)
+    assert second.events(opened.id) == [stored]
+    assert second.key_steps(opened.id) == steps
+    assert [device.id for device in second.devices()] == [opened.device_id]
+    second.close()
+
+
+def test_migrations_make_exactly_the_tables_the_code_expects(store: Store, tmp_path: Path) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path / 'keystep.db'}")
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, Base.metadata) == []
+    engine.dispose()
+
+
+def test_sqlite_runs_with_wal_and_foreign_keys(store: Store, tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "keystep.db") as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    connection.close()
+    orphan = key_step("ses_none", 0, KeyStepSource.EXTRACTED)
+    with pytest.raises(NotFoundError):
+        store.replace_key_steps("ses_none", KeyStepSource.EXTRACTED, [orphan])
+
+
+def test_a_database_that_is_none_says_so(tmp_path: Path) -> None:
+    (tmp_path / "keystep.db").write_bytes(b"not a database" * 100)
+    with pytest.raises(DataError, match="cannot be opened"):
+        Store.open(f"sqlite:///{tmp_path / 'keystep.db'}")
+    with pytest.raises(ConfigError, match="driver"):
+        Store.open("nonesuch://host/db")
+
+
+def test_times_come_back_as_utc_whatever_zone_they_went_in(store: Store) -> None:
+    at = NOW.astimezone(timezone(timedelta(hours=9)))
+    device = store.touch_device("d", at, "client 1")
+    assert device.first_seen_at == store.devices()[0].first_seen_at == NOW
+    assert store.devices()[0].first_seen_at.utcoffset() == timedelta(0)
+
+
+def test_touching_a_device_keeps_its_first_time_and_client(store: Store) -> None:
+    store.touch_device("d", NOW, "client 1")
+    store.touch_device("d", NOW + timedelta(hours=1))
+    (device,) = store.devices()
+    assert (device.first_seen_at, device.client) == (NOW, "client 1")
+    assert device.last_seen_at == NOW + timedelta(hours=1)
+
+
+def test_second_session_of_a_device_is_refused_until_the_first_is_closed(store: Store) -> None:
+    first = store.add_session(session())
+    store.set_paused(first.id, True)
+    with pytest.raises(StateError, match=first.id):
+        store.add_session(session())
+    store.close_session(first.id, NOW, "done")
+    assert store.add_session(session()).state is SessionState.OPEN
+
+
+def test_closing_twice_keeps_the_first_reason(store: Store) -> None:
+    opened = store.add_session(session())
+    store.close_session(opened.id, NOW, "first", "broken pipe")
+    again = store.close_session(opened.id, NOW + timedelta(hours=1), "second")
+    assert (again.closed_at, again.close_reason, again.error) == (NOW, "first", "broken pipe")
+
+
+def test_sessions_are_listed_newest_first_by_pages_and_filters(store: Store) -> None:
+    made = [store.add_session(session(f"d{n}", NOW + timedelta(seconds=n))).id for n in range(5)]
+    store.close_session(made[1], NOW, "done")
+    newest = [s.id for s in store.sessions(limit=2)]
+    assert newest == [made[4], made[3]]
+    assert [s.id for s in store.sessions(before=newest[-1])] == [made[2], made[1], made[0]]
+    assert [s.id for s in store.sessions(state=SessionState.CLOSED)] == [made[1]]
+    assert [s.id for s in store.sessions(device_id="d2")] == [made[2]]
+    assert store.unclosed_session_count() == 4
+
+
+def test_the_same_event_is_stored_once(store: Store, make_event: Events) -> None:
+    opened = store.add_session(session())
+    first, is_new = store.append_event(opened.id, make_event(1))
+    second, is_new_again = store.append_event(opened.id, make_event(1, confidence=0.9))
+    assert (is_new, is_new_again) == (True, False)
+    assert first == second
+    assert first.device_time_ns == 2**60 + 1
+
+
+def test_events_of_concurrent_writers_get_ordinals_without_holes(
+    store: Store, make_event: Events
+) -> None:
+    opened = store.add_session(session())
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda n: store.append_event(opened.id, make_event(n)), range(40)))
+    assert [event.ordinal for event in store.events(opened.id)] == list(range(1, 41))
+    assert [event.ordinal for event in store.events(opened.id, after=37)] == [38, 39, 40]
+
+
+def test_retracted_event_moves_to_the_end_and_keeps_its_id(
+    store: Store, make_event: Events
+) -> None:
+    opened = store.add_session(session())
+    first, _ = store.append_event(opened.id, make_event(1))
+    store.append_event(opened.id, make_event(2))
+    gone, changed = store.retract_event(first.id)
+    assert changed
+    assert gone == replace(first, ordinal=3, retracted=True)
+    assert store.retract_event(first.id) == (gone, False)
+    assert [event.ordinal for event in store.events(opened.id)] == [2, 3]
+
+
+def test_closed_session_takes_no_events_but_knows_those_it_has(
+    store: Store, make_event: Events
+) -> None:
+    opened = store.add_session(session())
+    first, _ = store.append_event(opened.id, make_event(1))
+    store.close_session(opened.id, NOW, "done")
+    with pytest.raises(StateError, match="closed"):
+        store.append_event(opened.id, make_event(2))
+    with pytest.raises(StateError):
+        store.begin_epoch(opened.id)
+    assert store.append_event(opened.id, make_event(1)) == (first, False)
+    with pytest.raises(NotFoundError):
+        store.append_event(new_session_id(NOW), make_event(1))
+
+
+def test_values_that_json_or_the_database_cannot_hold_are_refused(
+    store: Store, make_event: Events
+) -> None:
+    opened = store.add_session(session())
+    for evidence in ({"x": float("nan")}, {"x": object()}):
+        with pytest.raises(DataError, match="evidence"):
+            store.append_event(opened.id, make_event(1, evidence=evidence))
+    for wrong in ({"device_time_ns": 2**64}, {"confidence": float("nan")}, {"confidence": 1.5}):
+        with pytest.raises(DataError, match=next(iter(wrong))):
+            make_event(1, **wrong)
+
+
+def test_key_steps_of_one_source_are_replaced_together(store: Store) -> None:
+    one, other = store.add_session(session()).id, KeyStepSource.PROCEDURE
+    store.replace_key_steps(one, other, [key_step(one, 0, other)])
+    extracted = [key_step(one, n, KeyStepSource.EXTRACTED) for n in range(3)]
+    store.replace_key_steps(one, KeyStepSource.EXTRACTED, extracted)
+    store.replace_key_steps(one, KeyStepSource.EXTRACTED, extracted[:1])
+    assert [(s.source, s.position) for s in store.key_steps(one)] == [("extracted", 0), (other, 0)]
+    with pytest.raises(DataError, match="twice"):
+        store.replace_key_steps(one, other, [key_step(one, 1, other), key_step(one, 1, other)])
+    assert len(store.key_steps(one)) == 2
+    with pytest.raises(NotFoundError):
+        store.key_step(new_session_id(NOW), extracted[0].id)
+
+
+@given(number=st.integers(0, 2**40), other=st.integers(0, 2**40), seconds=st.integers(0, 9999))
+def test_event_ids_follow_from_what_defines_an_event(number: int, other: int, seconds: int) -> None:
+    def event(n: int, title: str) -> StepEvent:
+        return StepEvent(
+            step_id=1,
+            title=title,
+            kind=StepEventKind.REMOVED,
+            frame_idx=None,
+            device_time_ns=n,
+            epoch=1,
+            detected_at=NOW + timedelta(seconds=seconds),
+            confidence=1.0,
+            branch=Branch.KEY_STEP_FILTER,
+        )
+
+    same = step_event_id("ses_a", event(number, "a")) == step_event_id("ses_a", event(other, "b"))
+    assert same == (number == other)
+    assert step_event_id("ses_a", event(number, "a")) != step_event_id("ses_b", event(number, "a"))
+
+
+def test_event_ids_never_change_between_versions(make_event: Events) -> None:
+    assert step_event_id("ses_a", make_event(1)) == "9623f4a9-a91d-5ec9-9fc3-c122ca8206d9"
