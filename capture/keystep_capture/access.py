@@ -1,8 +1,8 @@
 """Who may reach the wire: CURVE keys made from one shared token.
 
 Off loopback every connection is encrypted and authenticated by ZeroMQ's CURVE before a byte of a
-message is read. Both sides derive their key pairs from the token, so that one secret is all there is
-to carry to another machine. (Keys per device, with revocation, come with issue B.)
+message is read. Both sides derive their key pairs from the token, so that one secret is all there
+is to carry to another machine. (Keys per device, with revocation, come with issue B.)
 """
 
 from __future__ import annotations

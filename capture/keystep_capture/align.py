@@ -78,8 +78,10 @@ class TickAligner:
         """Take a sample; return the ticks that are complete with it, in order.
 
         A sample older than its stream's newest is counted late and not used. A leading sample
-        that makes no tick still moves time on.
+        that makes no tick still moves time on. Streams that ticks do not hold are ignored.
         """
+        if stream not in self.late_counts:
+            return []
         newest_ns = self._newest_ns.get(stream)
         if newest_ns is not None and device_time_ns < newest_ns:
             self.late_counts[stream] += 1
@@ -88,7 +90,7 @@ class TickAligner:
         sample = Sample(device_time_ns=device_time_ns, value=value)
         if stream == self._leading:
             self._lead(sample)
-        elif stream in self._held:
+        else:
             held = self._held[stream]
             held.append(sample)
             if len(held) > _MAX_HELD:

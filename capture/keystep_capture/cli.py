@@ -42,3 +42,7 @@ def _fail(error: Exception, code: int) -> None:
     message = " ".join(str(error).split())
     Console(stderr=True, soft_wrap=True, highlight=False).print(f"keystep: {message}", markup=False)
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -7,6 +7,7 @@ recent exchanges and uses the one whose bound, grown by the drift that quartz al
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from keystep_capture.errors import ConfigError
 
 DRIFT_PPM = 100.0
 """Two quartz clocks drift apart by less than this; the bound grows with an exchange's age by it."""
+
+_SLOWEST = 1 - DRIFT_PPM * 1e-6
+_GROWTH = DRIFT_PPM * 1e-6 / _SLOWEST  # so the age may itself be measured by the slower clock
 
 Clock = Callable[[], int]
 """A monotonic clock, ns; passed in, so that tests turn it."""
@@ -44,7 +48,7 @@ class ClockReading:
     def uncertainty_at(self, local_ns: int) -> int:
         """Bound of the error of `to_local` near the local time `local_ns`, ns."""
         age_ns = abs(local_ns - self.local_ns)
-        return self.uncertainty_ns + int(age_ns * DRIFT_PPM * 1e-6)
+        return self.uncertainty_ns + math.ceil(age_ns * _GROWTH)
 
 
 class ClockEstimator:
@@ -84,9 +88,10 @@ class ClockEstimator:
         reply_ns = remote_receive_ns if remote_reply_ns is None else remote_reply_ns
         if receive_ns < send_ns or reply_ns < remote_receive_ns:
             return  # a clock that went back says nothing
-        held_ns = round((reply_ns - remote_receive_ns) / self._rate)
-        # A remote that claims to have held the request longer than the round trip is not believed.
-        round_trip_ns = max(0, receive_ns - send_ns - held_ns)
+        held_ns = int((reply_ns - remote_receive_ns) / self._rate * _SLOWEST)
+        round_trip_ns = receive_ns - send_ns - held_ns
+        if round_trip_ns < 0:
+            return  # no request can be held for longer than its round trip
         self._readings.append(
             ClockReading(
                 remote_ns=(remote_receive_ns + reply_ns) // 2,
@@ -121,6 +126,7 @@ def chain(outer: ClockReading, inner: ClockReading) -> ClockReading:
     return ClockReading(
         remote_ns=inner.remote_ns,
         local_ns=local_ns,
-        uncertainty_ns=outer.uncertainty_at(local_ns) + inner.uncertainty_ns,
-        rate=inner.rate,
+        uncertainty_ns=outer.uncertainty_at(local_ns)
+        + math.ceil(inner.uncertainty_ns / (outer.rate * _SLOWEST)),
+        rate=outer.rate * inner.rate,
     )

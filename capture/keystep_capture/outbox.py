@@ -1,7 +1,8 @@
 """What a sender holds of one stream: numbering, credit, dropping and keeping, without any I/O.
 
 `newest` streams hold nothing: a packet without credit is dropped, and with it the rest of its group
-of pictures. `all` streams keep packets until they are acknowledged, up to an age and a count.
+of pictures. `all` streams keep packets until they are acknowledged, up to an age and a count; so
+does every stream of a replay, which loses nothing.
 """
 
 from __future__ import annotations
@@ -63,10 +64,15 @@ class Pending:
 class Outbox:
     """One stream's packets between a source and the socket."""
 
-    def __init__(self, stream: str) -> None:
-        """Start an empty box; `stream` must be in the table of streams."""
+    def __init__(self, stream: str, *, lossless: bool = False) -> None:
+        """Start an empty box.
+
+        Args:
+            stream: A stream of the table.
+            lossless: Keep packets until they are acknowledged, whatever the stream's policy.
+        """
         self.spec = STREAMS[stream]
-        self._keeps = self.spec.policy == "all"
+        self._keeps = lossless or self.spec.policy == "all"
         self._waiting: deque[Pending] = deque()
         self._unacknowledged: deque[Pending] = deque()
         self._next_sequence = 0
@@ -170,6 +176,7 @@ class Outbox:
         while self._waiting and now_ns - self._waiting[0].offered_ns > limit_ns:
             self._waiting.popleft()
             self.dropped_count += 1
+            self._skipping_group = True
 
     def _drop_oldest(self) -> None:
         (self._unacknowledged or self._waiting).popleft()

@@ -25,6 +25,7 @@ HEARTBEAT_S = 1.0
 SILENCE_S = 5.0
 MAX_PEERS = 64
 SOCKET_HIGH_WATER_MARK = 64
+MAX_REFUSAL_CHARACTERS = 768  # a header holds them whatever the script
 _NOBLOCK = int(zmq.NOBLOCK)
 _RCVMORE = int(zmq.RCVMORE)
 SMALL_PAYLOAD_BYTES = 16 * 1024
@@ -46,20 +47,26 @@ class Lane:
     accepted: int = 0
     consumed: int = 0
     granted: int = 0
+    taken_before: int = 0
     lost: int = 0
     byte_count: int = 0
     newest_device_time_ns: int | None = None
 
-    def handed_over(self) -> Lane:
-        """The lane for a new peer that goes on with this stream; this one takes no more."""
+    def handed_over(self, *, epoch: int) -> Lane:
+        """The lane for a new peer that goes on with this stream; this one takes no more.
+
+        Counts go on; the sequence does so within an epoch only.
+        """
         self.peer = None
+        same = epoch == self.epoch
         return Lane(
             spec=self.spec,
-            epoch=self.epoch,
-            received_sequence=self.received_sequence,
+            epoch=epoch,
+            received_sequence=self.received_sequence if same else -1,
+            taken_before=self.taken_before + self.accepted,
             lost=self.lost,
             byte_count=self.byte_count,
-            newest_device_time_ns=self.newest_device_time_ns,
+            newest_device_time_ns=self.newest_device_time_ns if same else None,
         )
 
 
@@ -89,7 +96,8 @@ class Peer:
     finished: bool = False
     active: bool = False
     large_payloads: bool = False
-    refused_ns: dict[str, int] = field(default_factory=dict)
+    refused_ns: dict[tuple[bytes, str], int] = field(default_factory=dict)
+    dropped: Counter[str] = field(default_factory=Counter)
 
     def device_reading(self, now_ns: int) -> ClockReading | None:
         """The device's clock read on ours, over both hops; None until both were measured."""
@@ -117,7 +125,7 @@ class Handler(Protocol):
         """A peer was welcomed."""
 
     def on_packet(self, peer: Peer, lane: Lane, header: wire.PacketHeader, payload: Buffer) -> bool:
-        """Take a checked packet; True if it is consumed already, else `consumed` is called later."""
+        """Take a checked packet; True if it is consumed already, else `consumed` follows."""
 
     def on_guidance_ack(self, peer: Peer, ack: wire.GuidanceAck) -> None:
         """A peer took a revision of the guidance."""
@@ -178,7 +186,7 @@ class Receiver:
         self.peers: dict[bytes, Peer] = {}
         self.dropped: Counter[str] = Counter()
         self._admitting: dict[bytes, asyncio.Task[None]] = {}
-        self._strangers_ns: dict[bytes, int] = {}
+        self._strangers_ns: dict[tuple[bytes, str], int] = {}
         loop = asyncio.get_running_loop()
         self._drain = sockets.Drain(socket, loop, self._take_one)
         self._heartbeat = loop.create_task(self._beat(), name="wire heartbeat")
@@ -357,7 +365,7 @@ class Receiver:
                 wire.Refused(
                     protocol=wire.PROTOCOL,
                     reason=reason,
-                    message=str(error),
+                    message=str(error)[:MAX_REFUSAL_CHARACTERS],
                     fatal=isinstance(error, RefusedError) or not isinstance(error, WireError),
                 ),
             )
@@ -390,8 +398,13 @@ class Receiver:
                 },
             ),
         )
-        self._request_clock(peer)
         self._handler.on_joined(peer)
+        self._request_clock(peer)  # last: it finds out if the peer has gone meanwhile
+
+    def dismiss(self, peer: Peer) -> None:
+        """Let a peer go whose session is closed; it may say hello for another."""
+        self.send(peer, wire.Closed(protocol=wire.PROTOCOL, session=peer.session_id))
+        self._leave(peer)
 
     def _leave(self, peer: Peer | None) -> None:
         if peer is None or self.peers.get(peer.routing_id) is not peer:
@@ -415,8 +428,8 @@ class Receiver:
         try:
             self._socket.send_multipart((routing_id, wire.encode(message)), zmq.NOBLOCK)
         except zmq.ZMQError as error:
-            if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
-                raise
+            if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN, zmq.ENOTSOCK):
+                raise  # those mean: gone, does not read, this receiver is closed
             return False
         finally:
             self._drain.poke()
@@ -428,15 +441,15 @@ class Receiver:
         now_ns = self._clock()
         peer = self.peers.get(routing_id)
         if peer is not None:
-            told_ns = peer.refused_ns.get(error.reason)
-            peer.refused_ns[error.reason] = now_ns
-        else:
-            told_ns = self._strangers_ns.get(routing_id)
-            self._strangers_ns[routing_id] = now_ns
-            if len(self._strangers_ns) > MAX_PEERS:
-                self._strangers_ns.clear()
+            peer.dropped[error.reason] += 1
+        told = self._strangers_ns if peer is None else peer.refused_ns
+        key = (routing_id, error.reason)
+        told_ns = told.get(key)
         if told_ns is not None and now_ns - told_ns < 1_000_000_000:
             return
+        if len(told) >= MAX_PEERS:
+            told.clear()
+        told[key] = now_ns
         if peer is not None:
             log.warning(
                 "message dropped",
@@ -448,11 +461,10 @@ class Receiver:
         else:
             log.warning("message of a stranger dropped", reason=error.reason, error=str(error))
         fatal = error.reason == "protocol_version"
+        message = str(error)[:MAX_REFUSAL_CHARACTERS]
         self._answer(
             routing_id,
-            wire.Refused(
-                protocol=wire.PROTOCOL, reason=error.reason, message=str(error)[:1024], fatal=fatal
-            ),
+            wire.Refused(protocol=wire.PROTOCOL, reason=error.reason, message=message, fatal=fatal),
         )
 
     # -- heartbeat -------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from pathlib import Path
 from av.video.frame import VideoFrame
 from foxglove_schemas_protobuf import CompressedVideo_pb2
 from mcap.exceptions import McapError
-from mcap.records import Message
+from mcap.records import Channel, Message
 from mcap.stream_reader import StreamReader
 from mcap.well_known import MessageEncoding, SchemaEncoding
 from mcap.writer import CompressionType, Writer
@@ -57,7 +57,7 @@ class VideoRecorder:
 
     def close(self) -> None:
         """Write the index and close the file."""
-        self._writer.finish()
+        self._writer.finish()  # type: ignore[no-untyped-call]
         self._file.close()
 
     def _channel(self, header: PacketHeader) -> int:
@@ -113,8 +113,6 @@ def read_frames(
 
 
 def _messages(part: Path) -> Iterator[tuple[int, str, Message]]:
-    from mcap.records import Channel
-
     channels: dict[int, tuple[int, str]] = {}
     with part.open("rb") as file:
         try:
@@ -149,4 +147,4 @@ def _file_descriptor_set() -> bytes:
         descriptor.CopyToProto(described.file.add())
 
     add(CompressedVideo_pb2.DESCRIPTOR)
-    return described.SerializeToString()
+    return bytes(described.SerializeToString())

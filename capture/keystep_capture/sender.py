@@ -106,10 +106,11 @@ class Sender:
         self._token = token
         self._callbacks = callbacks or Callbacks()
         self._clock = clock
-        self._outboxes = {name: Outbox(name) for name in source.streams}
+        self._outboxes = {name: Outbox(name, lossless=source.replay) for name in source.streams}
         self._session = source.session
         self._epoch = -1
         self._welcomed = False
+        self._hello_outdated = False
         self._heard_ns = clock()
         self._socket: zmq.Socket[bytes] | None = None
         self._drain: sockets.Drain | None = None
@@ -228,9 +229,13 @@ class Sender:
     def restart(self, instance: str) -> None:
         """Begin a new epoch: the headset was restarted, its clock and numbers began anew."""
         self._instance = instance
+        self._epoch = -1  # what is offered from now on belongs to the epoch the server will name
         for box in self._outboxes.values():
             box.start_epoch()
-        self._say_hello()
+        if self._socket is not None and not self._welcomed:
+            self._hello_outdated = True  # its welcome is on the way and must not be mistaken
+        else:
+            self._say_hello()
 
     async def finish(self, *, close: bool, timeout_s: float = 60.0) -> None:
         """Send what is still held, say so and, with `close`, have the session closed.
@@ -239,6 +244,8 @@ class Sender:
             StateError: The server did not take it all within `timeout_s`.
             WireError: The server refused this source for good.
         """
+        if self.state == "finished" and close and not self._close_wanted:
+            self.state = "open"  # what was said did not ask for the close
         self._finish_wanted, self._close_wanted = True, close
         self._maybe_finished()
         try:
@@ -260,6 +267,7 @@ class Sender:
 
         Raises:
             RefusedError: The server refused this source for good.
+            ProtocolError: The server speaks another major version.
         """
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         backoff_s = FIRST_BACKOFF_S
@@ -297,10 +305,11 @@ class Sender:
             socket.connect(self._server)
         except zmq.ZMQError as error:
             socket.close(linger=0)
-            raise RefusedError(
+            self._failure = RefusedError(
                 f"server endpoint {self._server!r} is not usable ({error}); "
                 "expected e.g. tcp://127.0.0.1:8041"
-            ) from None
+            )
+            raise self._failure from None
         self._socket = socket
         self._drain = sockets.Drain(socket, asyncio.get_running_loop(), self._take_one)
         self._heard_ns = self._clock()
@@ -331,7 +340,9 @@ class Sender:
         return was_open
 
     def _say_hello(self) -> None:
-        self._welcomed = False
+        self._welcomed = self._hello_outdated = False
+        for box in self._outboxes.values():
+            box.disconnect()
         source = self._source
         self._send(
             wire.Hello(
@@ -427,14 +438,17 @@ class Sender:
             self._take_refusal(message)
 
     def _take_welcome(self, welcome: wire.Welcome) -> None:
+        if self._hello_outdated:
+            self._say_hello()
+            return
         if welcome.epoch != self._epoch:
             for box in self._outboxes.values():
                 box.start_epoch(keep_offered=self._epoch == -1)
         self._session, self._epoch = welcome.session, welcome.epoch
-        self._expire()
         for name, grant in welcome.streams.items():
             if name in self._outboxes:
                 self._outboxes[name].welcome(grant.granted, grant.received_sequence)
+        self._expire()
         self._welcomed = True
         if self.state in ("connecting", "finished"):
             self.state = "open"

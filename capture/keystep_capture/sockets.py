@@ -7,6 +7,7 @@ and everything that waits is taken at once.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 from collections.abc import Callable
 
 import zmq
@@ -64,6 +65,9 @@ class Drain:
                 take_one()
         except zmq.Again:
             return
+        except Exception:
+            self.poke()  # the rest is still waiting, and the descriptor may not say so again
+            raise
         self.poke()
 
 
@@ -75,7 +79,10 @@ def is_loopback(endpoint: str) -> bool:
     if transport in ("ipc", "inproc"):
         return True
     host = address.rpartition(":")[0].strip("[]")
-    return host in ("localhost", "::1") or host.startswith("127.")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name, an interface or *: it may lead anywhere
 
 
 def bind(socket: zmq.Socket[bytes], endpoint: str) -> str:

@@ -86,3 +86,15 @@ class PacketDecoder:
         codec.options = {"max_pixels": str(MAX_PIXELS)}
         codec.flags |= av.codec.context.Flags.low_delay
         return codec
+
+
+def is_h264_keyframe(access_unit: bytes | memoryview) -> bool:
+    """Whether an Annex B access unit can be decoded without those before it (an IDR picture)."""
+    head = bytes(access_unit[:4096])
+    position = head.find(b"\x00\x00\x01")
+    while 0 <= position < len(head) - 3:
+        unit_type = head[position + 3] & 0x1F
+        if 1 <= unit_type <= 5:
+            return unit_type == 5
+        position = head.find(b"\x00\x00\x01", position + 3)
+    return False

@@ -43,7 +43,7 @@ class PacketHeader(Message, tag="packet", frozen=True):
     epoch: Count
     stream: Name
     sequence: Count
-    device_time_ns: TimeNs
+    device_time_ns: Count
     send_time_ns: TimeNs
     encoding: Name
     keyframe: bool = False
@@ -191,6 +191,9 @@ class _Preamble(msgspec.Struct):
     protocol: str
 
 
+# RecursionError: deep nesting; UnicodeDecodeError: a text that is not UTF-8.
+_UNREADABLE = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
+
 _encoder = msgspec.msgpack.Encoder()
 _preamble_decoder = msgspec.msgpack.Decoder(_Preamble)
 _client_decoder = msgspec.msgpack.Decoder(ClientMessage)
@@ -229,7 +232,7 @@ def _decode(
         )
     try:
         message = decoder.decode(header)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except _UNREADABLE as error:
         _explain(header, error, known)
         return None
     if message.protocol != PROTOCOL:  # type: ignore[attr-defined]
@@ -237,13 +240,11 @@ def _decode(
     return message
 
 
-def _explain(
-    header: bytes | memoryview, error: msgspec.DecodeError | RecursionError, known: frozenset[str]
-) -> None:
+def _explain(header: bytes | memoryview, error: Exception, known: frozenset[str]) -> None:
     """Say why a header was not decoded; None where a newer minor version explains it."""
     try:
         preamble = _preamble_decoder.decode(header)
-    except (msgspec.DecodeError, RecursionError):
+    except _UNREADABLE:
         raise WireError(f"header is not a keystep message: {error}") from None
     if _newer_minor(preamble.protocol) and preamble.type not in known:
         return

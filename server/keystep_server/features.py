@@ -59,7 +59,7 @@ class TickStore:
             row["appearance"][0] = embedding
             self.feature_count += 1
         row["cues"] = cues
-        self._file.write(memoryview(row).cast("B"))
+        self._file.write(row.tobytes())
         self.row_count += 1
 
     def flush(self) -> None:

@@ -45,9 +45,9 @@ class Metrics:
             f"keystep_{name}", text, labels, buckets=_LATENCY_S, registry=self.registry
         )
 
-    def packet_taken(self, stream: str, payload_bytes: int) -> None:
-        """Count a packet that passed all checks."""
-        self._packets.labels(stream).inc()
+    def packets_taken(self, stream: str, packet_count: int, payload_bytes: int) -> None:
+        """Count packets that passed all checks."""
+        self._packets.labels(stream).inc(packet_count)
         self._bytes.labels(stream).inc(payload_bytes)
 
     def packets_dropped(self, stream: str, reason: str, count: int = 1) -> None:

@@ -127,7 +127,7 @@ class SessionPipeline:
         self._epoch = 0
         self._waiting: deque[tuple[Tick, int]] = deque()
         self._in_engine: deque[Future[npt.NDArray[Any]]] = deque(maxlen=MAX_TICKS_IN_ENGINE)
-        self._detection_count = 0
+        self.detection_count = 0
         self._readers = {
             "rgb": self._take_rgb,
             "detections": self._take_detections,
@@ -206,8 +206,8 @@ class SessionPipeline:
                 Detection(int(row[0]), row[1], (row[2], row[3], row[4], row[5])) for row in rows
             ]
             # Numbered here, since a source's own numbers begin anew with each of its epochs.
-            steps = self.logic.step(self._detection_count, detections)
-            self._detection_count += 1
+            steps = self.logic.step(self.detection_count, detections)
+            self.detection_count += 1
             outcome.completions.extend(Completion(step, header, item.received_ns) for step in steps)
         self._align(header, _Frame(item.received_ns))
 

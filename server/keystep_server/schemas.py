@@ -106,7 +106,7 @@ _STATS = {
     "session_id": _SESSION_ID,
     "state": "open",
     "epoch": 1,
-    "live": {"rgb": {"packets": 5400, "dropped": {"stale": 3}}},
+    "stats": {"live": True, "streams": {"rgb": {"packets": 5400, "lost": 3}}},
 }
 _CHECK = {"name": "database", "ok": True, "detail": "answers"}
 
@@ -280,7 +280,9 @@ class StatsOut(BaseModel):
     session_id: str
     state: SessionState
     epoch: int
-    live: dict[str, Any] = Field(description="counters since this server started")
+    stats: dict[str, Any] = Field(
+        description="streams, drops by reason, ticks, latencies; live, or as it was when closed"
+    )
 
 
 class ProcedureStepOut(BaseModel):

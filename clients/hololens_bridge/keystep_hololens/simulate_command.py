@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ import typer
 
 from keystep_capture.errors import ConfigError
 from keystep_capture.samples import SAMPLES, Sample, find_sample
+from keystep_hololens.detections import publish_detections
 from keystep_hololens.hl2ss.protocol import DEFAULT_BASE_PORT
 from keystep_hololens.simulator import DeviceClock, SimulatedHeadset, VideoSource
 
@@ -30,34 +32,61 @@ def simulate(
         float, typer.Option(help="Device seconds per second; above 1 plays faster.")
     ] = 1.0,
     loop: Annotated[bool, typer.Option("--loop", help="Play over and over.")] = False,
+    server: Annotated[
+        str | None, typer.Option(help="Server to publish the sample's detections to.")
+    ] = None,
+    device_id: Annotated[
+        str, typer.Option(help="Id of the headset, for the detections' session.")
+    ] = "hololens2-127-0-0-1",
+    token: Annotated[
+        str | None, typer.Option(envvar="KEYSTEP_TOKEN", help="The server's token.")
+    ] = None,
 ) -> None:
     """Run a simulated HoloLens 2 (hl2ss) until its sample has played, or until Ctrl-C.
 
     The headset is simulated: real video or real head poses and gaze, invented time stamps,
     intrinsics and camera settings.
     """
-    asyncio.run(_run(sample, video, host, base_port, time_scale, loop))
-
-
-async def _run(
-    sample: str | None,
-    video: Path | None,
-    host: str,
-    base_port: int,
-    time_scale: float,
-    loop: bool,
-) -> None:
+    chosen = choose_sample(sample, video)
     headset = make_headset(
-        choose_sample(sample, video),
-        video,
-        host=host,
-        base_port=base_port,
-        time_scale=time_scale,
-        loop=loop,
+        chosen, video, host=host, base_port=base_port, time_scale=time_scale, loop=loop
     )
+    target = None if server is None else Target(server=server, device=device_id, token=token)
+    asyncio.run(_run(headset, chosen, target))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Where a sample's detections go."""
+
+    server: str
+    device: str
+    token: str | None
+
+
+async def _run(headset: SimulatedHeadset, sample: Sample | None, target: Target | None) -> None:
+    if target is not None and (sample is None or sample.detections_path is None):
+        raise ConfigError("--server is for samples with detections; this one has none")
     async with headset:
         announce(headset)
-        await finished_or_interrupted(headset)
+        played = asyncio.create_task(finished_or_interrupted(headset))
+        publishing = asyncio.create_task(_publish(headset, sample, target))
+        await asyncio.wait([played, publishing], return_when=asyncio.FIRST_COMPLETED)
+        if publishing.done():
+            publishing.result()  # raises what went wrong
+            await played
+        elif played.result():  # played to the end, not interrupted
+            await publishing
+        for task in (played, publishing):
+            task.cancel()
+        await asyncio.gather(played, publishing, return_exceptions=True)
+
+
+async def _publish(headset: SimulatedHeadset, sample: Sample | None, target: Target | None) -> None:
+    if target is not None and sample is not None:
+        await publish_detections(
+            sample, headset, server=target.server, device=target.device, token=target.token
+        )
 
 
 def choose_sample(name: str | None, video: Path | None) -> Sample | None:
@@ -101,8 +130,8 @@ def announce(headset: SimulatedHeadset) -> None:
     typer.echo(f"READY base_port={headset.base_port}")
 
 
-async def finished_or_interrupted(headset: SimulatedHeadset) -> None:
-    """Wait until the sample has played or the process is asked to stop; both are a clean end."""
+async def finished_or_interrupted(headset: SimulatedHeadset) -> bool:
+    """Wait until the sample has played (True) or the process is asked to stop (False)."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -111,3 +140,4 @@ async def finished_or_interrupted(headset: SimulatedHeadset) -> None:
     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     for task in waiting:
         task.cancel()
+    return not stop.is_set()

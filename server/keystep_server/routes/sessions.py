@@ -99,5 +99,5 @@ async def get_stats(deps: Deps, session_id: SessionId) -> StatsOut:
         session_id=session.id,
         state=session.state,
         epoch=session.epoch,
-        live=deps.registry.stats(session_id),
+        stats=deps.registry.stats(session_id),
     )

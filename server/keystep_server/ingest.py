@@ -1,0 +1,350 @@
+"""Where headsets meet sessions: answers hellos, routes packets, closes sessions cleanly."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from keystep_capture import wire
+from keystep_capture.clock import Clock
+from keystep_capture.errors import DataError, RefusedError, StateError
+from keystep_capture.receiver import Admission, Buffer, Lane, Peer, Receiver
+from keystep_capture.streams import STREAMS
+from keystep_models.psr.logic import make_logic
+from keystep_models.psr.procedure import Procedure, builtin_procedure
+from keystep_server.events import EventLog
+from keystep_server.guidance import Guide
+from keystep_server.inference import InferenceEngine
+from keystep_server.key_steps import ExtractionSettings, ModelIdentity, extracted_key_steps
+from keystep_server.live import LiveServices, LiveSession
+from keystep_server.metrics import Metrics
+from keystep_server.pipeline import SessionPipeline
+from keystep_server.publish import Publisher
+from keystep_server.sessions import SessionRegistry
+from keystep_server.storage import (
+    KeyStepSource,
+    Session,
+    SessionKind,
+    SessionState,
+    Store,
+)
+
+FINISH_SILENCE_S = 3.0
+"""A peer that was asked to finish and sends nothing for this long is not waited for."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IngestParts:
+    """What ingest stands on."""
+
+    store: Store
+    events: EventLog
+    metrics: Metrics
+    publisher: Publisher
+    engine: InferenceEngine
+    model_key: str
+    model: ModelIdentity
+    data_dir: Path
+    feature_rate_hz: float
+    settings: ExtractionSettings
+    worker_count: int
+    clock: Clock = time.monotonic_ns
+
+
+class Ingest:
+    """Owns the live sessions; the wire's `Handler`. All methods belong to the event loop."""
+
+    def __init__(self, parts: IngestParts) -> None:
+        self._parts = parts
+        self._live: dict[str, LiveSession] = {}
+        self._opening: dict[str, asyncio.Lock] = {}
+        self._executor = ThreadPoolExecutor(parts.worker_count, thread_name_prefix="pipeline")
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._registry: SessionRegistry | None = None
+        self._receiver: Receiver | None = None
+        self._watch: asyncio.Task[None] | None = None
+
+    def start(self, registry: SessionRegistry, bind: str, token: str | None) -> Receiver:
+        """Bind the wire and begin to take packets.
+
+        Raises:
+            ConfigError: The endpoint is in use, malformed, or off loopback without a token.
+        """
+        self._registry = registry
+        self._receiver = Receiver(self, bind=bind, token=token, clock=self._parts.clock)
+        self._watch = asyncio.get_running_loop().create_task(self._look_around())
+        return self._receiver
+
+    async def stop(self) -> None:
+        """Stop taking packets; open sessions are written down and stay open."""
+        if self._receiver is not None:
+            await self._receiver.close()
+        if self._watch is not None:
+            self._watch.cancel()
+        await asyncio.gather(
+            *(live.finish() for live in self._live.values()), return_exceptions=True
+        )
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(self._executor.shutdown)
+
+    # -- the wire's Handler ----------------------------------------------------------------------
+
+    async def admit(self, hello: wire.Hello) -> Admission:
+        """Find or open the session of a hello and give it its lanes."""
+        session = await self._session_of(hello)
+        async with self._opening.setdefault(session.id, asyncio.Lock()):
+            live = self._live.get(session.id)
+            fresh = live is None
+            if live is None:
+                live = await asyncio.to_thread(self._open, session)
+                self._live[session.id] = live
+            epoch = await self._epoch_of(live, hello, fresh=fresh)
+        lanes = {}
+        for name in hello.streams:
+            if name not in STREAMS:
+                continue  # not granted: the welcome shows it, and its packets are refused
+            old = live.lanes.get(name)
+            lane = old.handed_over(epoch=epoch) if old else Lane(spec=STREAMS[name], epoch=epoch)
+            live.lanes[name] = lanes[name] = lane
+            live.instances[name] = hello.instance
+        return Admission(session_id=session.id, epoch=epoch, lanes=lanes)
+
+    def on_joined(self, peer: Peer) -> None:
+        """Show a new peer what the wearer should see."""
+        live = self._live.get(peer.session_id)
+        if live is None:
+            return
+        live.peers.add(peer)
+        if live.guide is not None and live.guide.latest is None:
+            live.tell(device_time_ns=0)
+        else:
+            live.show(peer)
+        self._parts.publisher.session(peer.session_id, "open")
+        log.info(
+            "source joined",
+            session=peer.session_id,
+            device=peer.hello.device,
+            client=peer.hello.client,
+            streams=list(peer.lanes),
+            epoch=peer.epoch,
+        )
+
+    def on_packet(self, peer: Peer, lane: Lane, header: wire.PacketHeader, payload: Buffer) -> bool:
+        """Hand a packet to its session."""
+        live = self._live.get(peer.session_id)
+        if live is None:
+            return True
+        live.take(lane, header, payload)
+        return False
+
+    def on_guidance_ack(self, peer: Peer, ack: wire.GuidanceAck) -> None:
+        """Note which revision has arrived at the headset."""
+        live = self._live.get(peer.session_id)
+        if live is None or live.guide is None or live.guide.latest is None:
+            return
+        if ack.revision <= live.guide.latest.revision:
+            live.acknowledged_revision = max(live.acknowledged_revision, ack.revision)
+
+    def on_finished(self, peer: Peer, finished: wire.Finished) -> None:
+        """A peer has sent all; close the session if it asks for that."""
+        if finished.close and self._registry is not None:
+            self._spawn(self._registry.close(peer.session_id, "finished by its device"))
+
+    def on_left(self, peer: Peer) -> None:
+        """Forget a connection; its session waits for it."""
+        live = self._live.get(peer.session_id)
+        if live is not None:
+            live.peers.discard(peer)
+        log.info("source left", session=peer.session_id, device=peer.hello.device)
+
+    # -- the registry's hooks --------------------------------------------------------------------
+
+    async def close_session(self, session_id: str) -> None:
+        """Let the peers finish, drain the pipeline, extract the key steps."""
+        live = self._live.get(session_id)
+        if live is not None:
+            await self._let_finish(live)
+            await live.finish()
+            live.count_packets()
+            self._write_stats(live)
+        try:
+            await self._extract(session_id)
+        finally:
+            if live is not None:
+                self._live.pop(session_id, None)
+                self._opening.pop(session_id, None)
+                for peer in list(live.peers):
+                    if self._receiver is not None:
+                        self._receiver.dismiss(peer)
+            self._parts.engine.forget(session_id)
+            self._parts.publisher.session(session_id, "closed")
+
+    def stats_of(self, session_id: str) -> dict[str, Any]:
+        """Counters of a live session, or those written when it was closed."""
+        live = self._live.get(session_id)
+        if live is not None:
+            return live.stats()
+        path = self._folder(session_id) / "stats.json"
+        if path.exists():
+            stats: dict[str, Any] = json.loads(path.read_text())
+            return stats
+        return {"live": False, "streams": {}}
+
+    # -- sessions --------------------------------------------------------------------------------
+
+    async def _session_of(self, hello: wire.Hello) -> Session:
+        assert self._registry is not None
+        if hello.session is None:
+            return await self._registry.session_for_device(
+                device_id=hello.device,
+                kind=SessionKind(hello.kind),
+                task=hello.task,
+                procedure=hello.procedure,
+                replay=hello.replay,
+                time_scale=hello.time_scale,
+                client=hello.client,
+            )
+        session = await self._registry.get(hello.session)
+        if session.device_id != hello.device:
+            raise RefusedError(
+                f"session {session.id} belongs to another device than {hello.device!r}",
+                "other_device",
+            )
+        if session.state is SessionState.CLOSED:
+            raise RefusedError(f"session {session.id} is closed; open a new one", "session_closed")
+        return session
+
+    async def _epoch_of(self, live: LiveSession, hello: wire.Hello, *, fresh: bool) -> int:
+        """The epoch of a hello: a stream that another instance sent begins a new one."""
+        assert self._registry is not None
+        restarted = any(
+            live.instances.get(name, hello.instance) != hello.instance for name in hello.streams
+        )
+        if fresh or restarted:
+            epoch = await self._registry.begin_epoch(live.session.id)
+            live.epoch = epoch
+        return live.epoch
+
+    def _open(self, session: Session) -> LiveSession:
+        """Make a session live, with the component state it had before a restart (blocks)."""
+        parts, folder = self._parts, self._folder(session.id)
+        folder.mkdir(parents=True, exist_ok=True)
+        guide = None
+        if session.procedure is not None:
+            procedure = procedure_named(session.procedure)
+            guide = Guide(procedure=procedure, logic=make_logic("b3", procedure))
+        live = LiveSession(
+            session=session,
+            folder=folder,
+            pipeline=SessionPipeline(
+                session_id=session.id,
+                folder=folder,
+                engine=parts.engine,
+                appearance_model=parts.model_key,
+                lossless=session.replay,
+                rate_hz=parts.feature_rate_hz,
+                logic=guide.logic if guide else None,
+                clock=parts.clock,
+            ),
+            guide=guide,
+            services=LiveServices(
+                store=parts.store,
+                events=parts.events,
+                metrics=parts.metrics,
+                executor=self._executor,
+                clock=parts.clock,
+                consumed=self._consumed,
+                send_guidance=self._send_guidance,
+                publish_guidance=parts.publisher.guidance,
+            ),
+        )
+        live.restore()
+        return live
+
+    def _consumed(self, lane: Lane) -> None:
+        if self._receiver is not None:
+            self._receiver.consumed(lane)
+
+    def _send_guidance(self, peer: Peer, guidance: wire.Guidance) -> None:
+        if self._receiver is not None:
+            self._receiver.send(peer, guidance)
+
+    async def _let_finish(self, live: LiveSession) -> None:
+        """Ask the peers to send what they hold; wait while they do."""
+        if self._receiver is None:
+            return
+        finish = wire.Finish(protocol=wire.PROTOCOL, reason="the session is being closed")
+        for peer in list(live.peers):
+            if not peer.finished:
+                self._receiver.send(peer, finish)
+        silent_since_ns, seen = self._parts.clock(), -1
+        while any(not peer.finished for peer in live.peers):
+            taken = sum(lane.accepted for lane in live.lanes.values())
+            if taken != seen:
+                seen, silent_since_ns = taken, self._parts.clock()
+            elif self._parts.clock() - silent_since_ns > FINISH_SILENCE_S * 1e9:
+                log.warning("a source did not finish", session=live.session.id)
+                return
+            await asyncio.sleep(0.02)
+
+    async def _extract(self, session_id: str) -> None:
+        """Extract key steps from a closed session's features."""
+        parts = self._parts
+        call: Callable[..., Any] = extracted_key_steps
+        key_steps = await asyncio.to_thread(
+            call,
+            session_id,
+            folder=self._folder(session_id),
+            data_dir=parts.data_dir,
+            model=parts.model,
+            settings=parts.settings,
+        )
+        if key_steps:
+            await asyncio.to_thread(
+                parts.store.replace_key_steps, session_id, KeyStepSource.EXTRACTED, key_steps
+            )
+
+    def _write_stats(self, live: LiveSession) -> None:
+        stats = {**live.stats(), "live": False}
+        (live.folder / "stats.json").write_text(json.dumps(stats))
+
+    def _folder(self, session_id: str) -> Path:
+        return self._parts.data_dir / "sessions" / session_id
+
+    # -- background ------------------------------------------------------------------------------
+
+    async def _look_around(self) -> None:
+        while True:
+            await asyncio.sleep(0.5)
+            for live in list(self._live.values()):
+                live.look_for_silence()
+                live.count_packets()
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and isinstance(error := task.exception(), StateError | DataError):
+            log.warning("a session was not closed", error=str(error))
+
+
+def procedure_named(name: str) -> Procedure:
+    """The procedure of a name.
+
+    Raises:
+        NotFoundError: There is none.
+    """
+    return builtin_procedure(name)

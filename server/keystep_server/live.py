@@ -1,0 +1,326 @@
+"""A live session: packets into its pipeline, step events and guidance out of it.
+
+Lives on the event loop; the pipeline's work runs in a thread, one batch at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter, deque
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from keystep_capture import wire
+from keystep_capture.clock import Clock
+from keystep_capture.receiver import Lane, Peer
+from keystep_server.events import EventLog
+from keystep_server.guidance import Guide
+from keystep_server.key_steps import progress_key_steps
+from keystep_server.latency import LatencyWindow
+from keystep_server.metrics import Metrics
+from keystep_server.pipeline import Completion, Item, Outcome, SessionPipeline
+from keystep_server.storage import (
+    Branch,
+    KeyStepSource,
+    Session,
+    StepEvent,
+    StepEventKind,
+    Store,
+)
+
+BATCH_PACKETS = 64
+BLIND_AFTER_S = 3.0
+"""The wearer is told "I can't see" when the evidence has been silent for this long."""
+_SENSORS = frozenset({"rgb", "gaze", "head", "hands"})
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveServices:
+    """What all live sessions share."""
+
+    store: Store
+    events: EventLog
+    metrics: Metrics
+    executor: Executor
+    clock: Clock
+    consumed: Callable[[Lane], None]
+    send_guidance: Callable[[Peer, wire.Guidance], None]
+    publish_guidance: Callable[[str, wire.Guidance], None]
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class LiveSession:
+    """One open session in this process."""
+
+    session: Session
+    folder: Path
+    pipeline: SessionPipeline
+    guide: Guide | None
+    services: LiveServices
+    lanes: dict[str, Lane] = field(default_factory=dict)
+    instances: dict[str, str] = field(default_factory=dict)
+    peers: set[Peer] = field(default_factory=set)
+    latencies: LatencyWindow = field(default_factory=LatencyWindow)
+    dropped: Counter[tuple[str, str]] = field(default_factory=Counter)
+    epoch: int = 0
+    acknowledged_revision: int = 0
+    first_device_time_ns: int | None = None
+    last_error: str | None = None
+    _inbox: deque[Item] = field(default_factory=deque)
+    _worker: asyncio.Task[None] | None = None
+    _evidence_ns: int | None = None
+    _counted: dict[str, tuple[int, int]] = field(default_factory=dict)
+    _timings_seen: int = 0
+
+    # -- packets ---------------------------------------------------------------------------------
+
+    def take(self, lane: Lane, header: wire.PacketHeader, payload: bytes | memoryview) -> None:
+        """Queue a checked packet; its credit comes back when it has been worked off."""
+        now_ns = self.services.clock()
+        if header.stream == "detections":
+            self._evidence_ns = now_ns
+        if self.first_device_time_ns is None:
+            self.first_device_time_ns = header.device_time_ns
+        self._inbox.append(Item(lane, header, payload, now_ns))
+        if self._worker is None or self._worker.done():
+            self._worker = asyncio.get_running_loop().create_task(
+                self._work(), name=f"pipeline {self.session.id}"
+            )
+
+    async def drained(self) -> None:
+        """Wait until every packet taken so far is worked off."""
+        while self._worker is not None and not self._worker.done():
+            await asyncio.shield(self._worker)
+
+    async def finish(self) -> None:
+        """Work off what is queued, wait for the models and close the files."""
+        await self.drained()
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self.services.executor, self.pipeline.finish)
+        self._note_features()
+        self.save()
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._inbox:
+            batch = [self._inbox.popleft() for _ in range(min(BATCH_PACKETS, len(self._inbox)))]
+            try:
+                outcome = await loop.run_in_executor(
+                    self.services.executor, self.pipeline.process, batch
+                )
+                await self._act_on(outcome, batch)
+            except Exception as error:  # one session's trouble must not end the others
+                self.last_error = f"{type(error).__name__}: {error}"
+                log.exception("a batch of packets failed", session=self.session.id)
+            for item in batch:
+                self.services.consumed(item.lane)
+
+    async def _act_on(self, outcome: Outcome, batch: list[Item]) -> None:
+        for (stream, reason), count in outcome.dropped.items():
+            self.dropped[stream, reason] += count
+            self.services.metrics.packets_dropped(stream, reason, count)
+        mistake = None
+        for completion in outcome.completions:
+            await self._store_event(completion)
+            if completion.step.kind == "incorrect" and self.guide is not None:
+                mistake = self.guide.procedure.step(completion.step.step_id).title
+        self._note_features()
+        if self.guide is None or not any(item.header.stream == "detections" for item in batch):
+            return
+        blind = self.guide.latest is not None and self.guide.latest.severity == "cannot_see"
+        if outcome.completions or blind:
+            self.tell(device_time_ns=batch[-1].header.device_time_ns, mistake=mistake)
+        if outcome.completions:
+            await self._store_progress()
+            self.save()
+
+    async def _store_event(self, completion: Completion) -> None:
+        assert self.guide is not None
+        step, header = completion.step, completion.header
+        self.guide.note(step)
+        event = StepEvent(
+            step_id=step.step_id,
+            title=self.guide.procedure.step(step.step_id).title,
+            kind=StepEventKind(step.kind),
+            frame_idx=header.frame_idx,
+            device_time_ns=header.device_time_ns,
+            epoch=header.epoch,
+            detected_at=datetime.now(UTC),
+            confidence=min(1.0, max(0.0, step.confidence)),
+            branch=Branch.ASSEMBLY_STATE,
+            evidence={"method": self.guide.logic.method, "stream": header.stream},
+        )
+        await self.services.events.append(self.session.id, event)
+        now_ns = self.services.clock()
+        self.services.metrics.step_event_stored(event.branch.value, event.kind.value)
+        self.services.metrics.event_latency((now_ns - completion.received_ns) / 1e9)
+        self.latencies.add("arrival_to_event", now_ns - completion.received_ns)
+        self._note_from_capture("capture_to_event", header.stream, header.device_time_ns, now_ns)
+
+    async def _store_progress(self) -> None:
+        assert self.guide is not None
+        store, session_id = self.services.store, self.session.id
+        events = await asyncio.to_thread(store.events, session_id, limit=10_000)
+        current = self.guide.latest.current_step if self.guide.latest else None
+        steps = progress_key_steps(
+            session_id,
+            self.guide.procedure,
+            events,
+            first_device_time_ns=self.first_device_time_ns,
+            current_step_id=current.id if current is not None else None,
+        )
+        await asyncio.to_thread(store.replace_key_steps, session_id, KeyStepSource.PROCEDURE, steps)
+
+    # -- guidance --------------------------------------------------------------------------------
+
+    def tell(self, *, device_time_ns: int, mistake: str | None = None, blind: bool = False) -> None:
+        """Work out the guidance of this moment and send it where it is new."""
+        if self.guide is None:
+            return
+        guidance = self.guide.update(device_time_ns=device_time_ns, mistake=mistake, blind=blind)
+        if guidance is None:
+            return
+        self.services.publish_guidance(self.session.id, guidance)
+        for peer in self.peers:
+            self.show(peer)
+
+    def show(self, peer: Peer) -> None:
+        """Send the newest guidance to a peer that speaks for a headset."""
+        if self.guide is None or self.guide.latest is None:
+            return
+        if _SENSORS.intersection(peer.hello.streams):
+            self.services.send_guidance(peer, self.guide.latest)
+
+    def look_for_silence(self) -> None:
+        """Tell the wearer when the evidence has stopped coming."""
+        if self._evidence_ns is None or self.guide is None or self.guide.latest is None:
+            return
+        silent_ns = self.services.clock() - self._evidence_ns
+        if silent_ns > BLIND_AFTER_S * 1e9 and self.guide.latest.severity != "cannot_see":
+            self.tell(device_time_ns=self.guide.latest.device_time_ns, blind=True)
+
+    # -- latencies and counters ------------------------------------------------------------------
+
+    def _note_features(self) -> None:
+        timings = self.pipeline.timings
+        while timings:
+            timing = timings.popleft()
+            took_ns = timing.done_ns - timing.received_ns
+            self.services.metrics.features_extracted("appearance", took_ns / 1e9)
+            self.latencies.add("arrival_to_feature", took_ns)
+            self._note_from_capture(
+                "capture_to_feature", "rgb", timing.device_time_ns, timing.done_ns
+            )
+            self._note_from_capture(
+                "capture_to_arrival", "rgb", timing.device_time_ns, timing.received_ns
+            )
+
+    def _note_from_capture(
+        self, stretch: str, stream: str, device_time_ns: int, then_ns: int
+    ) -> None:
+        lane = self.lanes.get(stream)
+        if lane is None or lane.peer is None:
+            return
+        reading = lane.peer.device_reading(then_ns)
+        if reading is not None:
+            latency_ns = then_ns - reading.to_local(device_time_ns)
+            self.latencies.add(stretch, latency_ns, reading.uncertainty_at(then_ns))
+
+    def count_packets(self) -> None:
+        """Bring the process's packet counters up to date with the lanes."""
+        for name, lane in self.lanes.items():
+            packets, byte_count = self._counted.get(name, (0, 0))
+            total = lane.taken_before + lane.accepted
+            self.services.metrics.packets_taken(name, total - packets, lane.byte_count - byte_count)
+            self._counted[name] = (total, lane.byte_count)
+
+    def stats(self) -> dict[str, Any]:
+        """What `/stats` shows, JSON-ready."""
+        now_ns = self.services.clock()
+        streams = {name: _lane_stats(lane) for name, lane in sorted(self.lanes.items())}
+        dropped = {f"{stream}/{reason}": n for (stream, reason), n in sorted(self.dropped.items())}
+        refused = Counter[str]()
+        for peer in self.peers:
+            refused.update(peer.dropped)
+        clocks = [
+            {"device_uncertainty_ms": round(reading.uncertainty_at(now_ns) / 1e6, 3)}
+            for peer in self.peers
+            if (reading := peer.device_reading(now_ns)) is not None
+        ]
+        latest = self.guide.latest if self.guide else None
+        return {
+            "live": True,
+            "streams": streams,
+            "dropped": dropped,
+            "refused": dict(refused),
+            "late": self.pipeline.late_counts,
+            "decoded_frames": self.pipeline.decoded_count,
+            "size_changes": self.pipeline.size_changes,
+            "ticks": self.pipeline.ticks.row_count,
+            "appearance_features": self.pipeline.ticks.feature_count,
+            "latency": self.latencies.summary(),
+            "clocks": clocks,
+            "connections": len(self.peers),
+            "guidance": {
+                "revision": latest.revision if latest else 0,
+                "acknowledged_revision": self.acknowledged_revision,
+            },
+            "last_error": self.last_error,
+        }
+
+    # -- resume ----------------------------------------------------------------------------------
+
+    def restore(self) -> None:
+        """Go on with the component state that was written down before a restart, if any.
+
+        Raises:
+            DataError: What was written down does not fit the procedure.
+        """
+        path = self.folder / "tracker.json"
+        if not path.exists():
+            return
+        state = json.loads(path.read_text())
+        self.first_device_time_ns = state["first_device_time_ns"]
+        self.pipeline.detection_count = state["detection_count"]
+        if self.guide is not None and state["logic"] is not None:
+            self.guide.logic.restore(state["logic"])
+            self.guide.done = set(state["done"])
+            self.guide.update(device_time_ns=0, revision=state["revision"] + 1)
+
+    def save(self) -> None:
+        """Write down what a restarted server needs to go on with the same component state."""
+        state = {
+            "logic": self.guide.logic.snapshot() if self.guide else None,
+            "done": sorted(self.guide.done) if self.guide else [],
+            "revision": self.guide.latest.revision if self.guide and self.guide.latest else 0,
+            "detection_count": self.pipeline.detection_count,
+            "first_device_time_ns": self.first_device_time_ns,
+        }
+        path = self.folder / "tracker.json"
+        path.with_suffix(".tmp").write_text(json.dumps(state))
+        path.with_suffix(".tmp").replace(path)
+
+
+def _lane_stats(lane: Lane) -> dict[str, Any]:
+    sender_dropped = lane.peer.sender_dropped.get(lane.spec.name, 0) if lane.peer else 0
+    newest_ns = lane.newest_device_time_ns
+    return {
+        "packets": lane.taken_before + lane.accepted,
+        "bytes": lane.byte_count,
+        "lost": lane.lost,
+        "dropped_by_sender": sender_dropped,
+        "waiting": lane.accepted - lane.consumed,
+        "epoch": lane.epoch,
+        "last_sequence": lane.received_sequence,
+        "newest_device_time_ns": None if newest_ns is None else str(newest_ns),
+        "connected": lane.peer is not None,
+    }

@@ -1,0 +1,178 @@
+"""The server process: its parts put together, run, and taken apart again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import structlog
+import uvicorn
+
+from keystep_capture.errors import ConfigError
+from keystep_models.cues.appearance_cue import appearance_manifest_path
+from keystep_models.onnx_model import OnnxModel
+from keystep_models.psr.procedure import BUILTIN_PROCEDURES
+from keystep_server.app import AppDeps, Check, ProcedureStep, ProcedureSummary, create_app
+from keystep_server.config import ServerConfig
+from keystep_server.events import EventLog
+from keystep_server.inference import LocalEngine, model_key
+from keystep_server.ingest import Ingest, IngestParts, procedure_named
+from keystep_server.key_steps import ExtractionSettings, ModelIdentity
+from keystep_server.metrics import Metrics
+from keystep_server.publish import Publisher
+from keystep_server.sessions import SessionHooks, SessionRegistry
+from keystep_server.storage import Store
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningServer:
+    """Where a running server can be reached."""
+
+    rest_url: str
+    wire_endpoint: str
+    publish_endpoint: str
+    uvicorn_server: uvicorn.Server
+    ingest: Ingest
+    store: Store
+
+
+@asynccontextmanager
+async def running_server(config: ServerConfig) -> AsyncIterator[RunningServer]:
+    """Run a server on the present loop until the context is left.
+
+    Raises:
+        ConfigError: A port is in use or an address is not this machine's.
+        ModelError: The appearance model is missing, corrupt or not what its manifest says.
+        DataError: The database cannot be opened.
+    """
+    config.write_resolved()
+    model = await asyncio.to_thread(OnnxModel.load, appearance_manifest_path())
+    store = await asyncio.to_thread(Store.open, config.resolved_database_url)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(store.close)
+        rest_socket = stack.enter_context(_bind_rest(config))
+        token = config.token.get_secret_value() if config.token else None
+        publisher = Publisher(config.publish_bind, token=token)
+        stack.callback(publisher.close)
+        engine = stack.enter_context(
+            LocalEngine(
+                {model_key(model): model},
+                max_batch=config.inference_max_batch,
+                max_wait_ms=config.inference_max_wait_ms,
+            )
+        )
+        metrics, events = Metrics(), EventLog(store)
+        events.publishers.append(publisher.step_event)
+        ingest = Ingest(
+            IngestParts(
+                store=store,
+                events=events,
+                metrics=metrics,
+                publisher=publisher,
+                engine=engine,
+                model_key=model_key(model),
+                model=ModelIdentity(name=model.manifest.name, sha256=model.sha256),
+                data_dir=config.data_dir.resolve(),
+                feature_rate_hz=config.feature_rate_hz,
+                settings=ExtractionSettings(),
+                worker_count=max(2, os.cpu_count() or 2),
+            )
+        )
+        registry = SessionRegistry(
+            store,
+            events,
+            SessionHooks(
+                on_close=ingest.close_session,
+                stats_of=ingest.stats_of,
+                validate_procedure=_check_procedure,
+            ),
+        )
+        receiver = ingest.start(registry, config.wire_bind, token)
+        stack.push_async_callback(ingest.stop)
+        app = create_app(
+            AppDeps(
+                config=config,
+                store=store,
+                registry=registry,
+                events=events,
+                metrics=metrics,
+                readiness=lambda: [
+                    Check(
+                        name="model", ok=True, detail=f"{model.manifest.name} on {model.provider}"
+                    ),
+                    Check(name="wire", ok=True, detail=receiver.endpoint),
+                ],
+                procedures=_procedures,
+            )
+        )
+        server = _RestServer(
+            uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=5)
+        )
+        serving = asyncio.create_task(server.serve(sockets=[rest_socket]), name="rest")
+        stack.push_async_callback(_stop_rest, server, serving, events)
+        host, port = rest_socket.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        yield RunningServer(
+            rest_url=f"http://{shown}:{port}",
+            wire_endpoint=receiver.endpoint,
+            publish_endpoint=publisher.endpoint,
+            uvicorn_server=server,
+            ingest=ingest,
+            store=store,
+        )
+
+
+class _RestServer(uvicorn.Server):
+    """Leaves the process's signals to the command that runs it."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Take none."""
+        yield
+
+
+async def _stop_rest(server: uvicorn.Server, serving: asyncio.Task[None], events: EventLog) -> None:
+    events.stop()  # open event streams would keep it alive
+    server.should_exit = True
+    await serving
+
+
+def _bind_rest(config: ServerConfig) -> socket.socket:
+    family = socket.AF_INET6 if ":" in config.rest_host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((config.rest_host, config.rest_port))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"cannot bind REST to {config.rest_host}:{config.rest_port} ({error.strerror}); "
+            "stop the other program or choose another --rest-port"
+        ) from None
+    return listener
+
+
+def _check_procedure(name: str) -> None:
+    procedure_named(name)
+
+
+def _procedures() -> Sequence[ProcedureSummary]:
+    found = [procedure_named(name) for name in BUILTIN_PROCEDURES]
+    return [
+        ProcedureSummary(
+            name=procedure.name,
+            title=f"{procedure.name} ({procedure.task})",
+            steps=tuple(
+                ProcedureStep(step_id=step.id, title=step.title)
+                for step in procedure.expected_steps
+            ),
+        )
+        for procedure in found
+    ]
