@@ -1,18 +1,21 @@
-"""`keystep serve` and `keystep demo`."""
+"""`keystep serve` and `keystep demo`.
+
+What the commands need is imported when they run: every `keystep` command loads this module.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import signal
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from keystep_server.config import ServerConfig, load_config
 from keystep_server.demo_command import demo
-from keystep_server.logs import set_up_logs
-from keystep_server.serving import running_server
+
+if TYPE_CHECKING:
+    from keystep_server.config import ServerConfig
 
 
 def register(app: typer.Typer) -> None:
@@ -34,6 +37,9 @@ def serve(
 
     Off loopback a token of 32 characters or more is needed (KEYSTEP_TOKEN).
     """
+    from keystep_server.config import load_config
+    from keystep_server.logs import set_up_logs
+
     settings = load_config(
         config,
         {
@@ -50,6 +56,8 @@ def serve(
 
 
 async def _serve(settings: ServerConfig) -> None:
+    from keystep_server.serving import running_server
+
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -8,8 +8,6 @@ from typing import Annotated
 
 import typer
 
-from keystep_server.demo import Demo, DemoSettings
-
 
 def demo(
     speed: Annotated[
@@ -30,4 +28,6 @@ def demo(
     The headset is simulated (hl2ss's protocol on loopback). What it plays is real: a detector's
     output, head poses and gaze of an assembly (IndustReal), and a video of a person pouring coffee.
     """
+    from keystep_server.demo import Demo, DemoSettings  # every command loads this module
+
     asyncio.run(Demo(DemoSettings(speed=speed, keep=keep, out=out)).run())
