@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib.metadata import entry_points
+from typing import NoReturn, cast
 
 import typer
 from rich.console import Console
@@ -13,10 +14,13 @@ from keystep_capture.errors import ConfigError, KeystepError
 app = typer.Typer(
     name="keystep",
     help="Live key-step guidance from a headset's streams.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+# Typer keeps click's errors under a private name; this is UsageError, the base of BadParameter.
+_UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__base__)
 
 
 @app.callback()
@@ -25,20 +29,26 @@ def _root() -> None:
 
 
 def main() -> None:
-    """Run the command line: exit code 0 done, 1 failure, 2 wrong usage; errors are one line."""
+    """Run the command line; errors are one line.
+
+    Exit codes: 0 done, 1 failure, 2 wrong usage or settings, 130 interrupted before it was done.
+    """
     for entry in sorted(entry_points(group="keystep.commands"), key=lambda e: e.name):
         entry.load()(app)
     try:
-        app()
+        code = app(args=sys.argv[1:] or ["--help"], prog_name="keystep", standalone_mode=False)
+    except _UsageError as error:
+        _fail(f"{error.format_message()} (see --help)", 2)
     except ConfigError as error:
         _fail(error, 2)
     except (KeystepError, OSError) as error:
         _fail(error, 1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail(error: Exception, code: int) -> None:
+def _fail(error: Exception | str, code: int) -> NoReturn:
     message = " ".join(str(error).split())
     Console(stderr=True, soft_wrap=True, highlight=False).print(f"keystep: {message}", markup=False)
     sys.exit(code)

@@ -37,8 +37,8 @@ def serve(
 
     Off loopback a token of 32 characters or more is needed (KEYSTEP_TOKEN).
     """
+    from keystep_capture.logs import set_up_logs
     from keystep_server.config import load_config
-    from keystep_server.logs import set_up_logs
 
     settings = load_config(
         config,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +29,17 @@ def demo(
     The headset is simulated (hl2ss's protocol on loopback). What it plays is real: a detector's
     output, head poses and gaze of an assembly (IndustReal), and a video of a person pouring coffee.
     """
+    try:
+        asyncio.run(_run(speed=speed, keep=keep, out=out))
+    except asyncio.CancelledError:
+        raise typer.Exit(128 + signal.SIGTERM) from None
+
+
+async def _run(*, speed: float, keep: bool, out: Path) -> None:
     from keystep_server.demo import Demo, DemoSettings  # every command loads this module
 
-    asyncio.run(Demo(DemoSettings(speed=speed, keep=keep, out=out)).run())
+    running = asyncio.current_task()
+    assert running is not None
+    # SIGTERM unwinds as Ctrl-C does, so that no child process is left behind.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.cancel)
+    await Demo(DemoSettings(speed=speed, keep=keep, out=out)).run()

@@ -29,7 +29,7 @@ class KeystepProcess:
     @classmethod
     async def start(cls, name: str, log_folder: Path, *arguments: str) -> KeystepProcess:
         """Run `keystep ARGUMENTS`."""
-        log_folder.mkdir(parents=True, exist_ok=True)
+        await asyncio.to_thread(log_folder.mkdir, parents=True, exist_ok=True)
         path = log_folder / f"{name}.log"
         with await asyncio.to_thread(path.open, "wb") as log_file:
             process = await asyncio.create_subprocess_exec(
@@ -70,25 +70,35 @@ class KeystepProcess:
         if await self._process.wait() != 0:
             raise ProcessError(self._story(f"failed with code {self._process.returncode}"))
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._process.returncode is None
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal, if it still runs."""
+        if self.is_running:
+            self._process.send_signal(number)
+
     async def stop(self) -> None:
         """Ask it to end as Ctrl-C does; kill it if it does not.
 
         Raises:
             ProcessError: It failed or had to be killed.
         """
-        if self._process.returncode is None:
-            self._process.send_signal(signal.SIGINT)
+        self.signal(signal.SIGINT)
         try:
             async with asyncio.timeout(END_S):
                 await self.ended()
         except TimeoutError:
-            self.kill()
+            await self.kill()
             raise ProcessError(self._story(f"did not end within {END_S:g} s")) from None
 
-    def kill(self) -> None:
+    async def kill(self) -> None:
         """End it at once, if it still runs."""
-        if self._process.returncode is None:
+        if self.is_running:
             self._process.kill()
+            await self._process.wait()
 
     def _story(self, what: str) -> str:
         lines = self._log_path.read_text(errors="replace").splitlines()

@@ -20,19 +20,24 @@ import structlog
 
 from keystep_capture import wire
 from keystep_capture.clock import Clock, ClockEstimator
-from keystep_capture.errors import DeviceError, KeystepError, StateError
+from keystep_capture.errors import ConfigError, DeviceError, StateError
 from keystep_capture.sender import Callbacks, Payload, Sender, Source
 from keystep_capture.streams import HAND_JOINT_VALUES, HAND_JOINTS
 from keystep_capture.video import is_h264_keyframe
 from keystep_hololens.hl2ss import client, conventions
-from keystep_hololens.hl2ss.personal_video import PvConfig
+from keystep_hololens.hl2ss.personal_video import PV_FORMATS, PvConfig
 from keystep_hololens.hl2ss.protocol import DEFAULT_BASE_PORT
 from keystep_hololens.hl2ss.spatial_input import HandPose, SpatialInput
+from keystep_hololens.target import check_target
 
 CLOCK_EVERY_S = 2.0
 CLOCK_PROBES = 6
-CLOCK_BACK_NS = 1_000_000_000
+CLOCK_JUMP_NS = 1_000_000_000
+"""A headset's clock that is off by more than this from what it was is a restarted headset's."""
 PV_START_S = 10.0
+PV_STOP_S = 2.0
+FINISH_S = 5.0
+RESTART_CHECK_S = 2.0
 
 log = structlog.get_logger(__name__)
 
@@ -55,6 +60,9 @@ class BridgeConfig:
         exit_when_silent_s: End when every stream has been silent for this long, after the first
             packet; None: never.
         close_at_end: Have the session closed when the bridge ends.
+
+    Raises:
+        ConfigError: The target is malformed or lacks its token, or there is no such PV format.
     """
 
     host: str
@@ -72,6 +80,16 @@ class BridgeConfig:
     time_scale: float = 1.0
     exit_when_silent_s: float | None = None
     close_at_end: bool = False
+
+    def __post_init__(self) -> None:
+        check_target(server=self.server, device=self.device, token=self.token)
+        asked = (self.width, self.height, self.fps)
+        if asked not in PV_FORMATS:
+            sizes = sorted(PV_FORMATS)
+            raise ConfigError(
+                f"the headset has no video format {_format(asked)}; it offers "
+                + ", ".join(_format(size) for size in sizes)
+            )
 
 
 class Bridge:
@@ -103,7 +121,8 @@ class Bridge:
             width=config.width, height=config.height, fps=config.fps, gop_size=config.fps // 2
         )
         self._device_clock = ClockEstimator(rate=config.time_scale)
-        self._newest_device_ns = 0
+        self._newest_device_ns: dict[str, int] = {}
+        self._camera_found_on = False
         self._heard_ns: int | None = None
         self._told: dict[str, str] = {}
         self._stop = asyncio.Event()
@@ -136,7 +155,7 @@ class Bridge:
 
         Raises:
             RefusedError: The server refused this bridge for good.
-            StateError: The server did not take what was still held.
+            ProtocolError: The server speaks another major version.
         """
         link = asyncio.create_task(self.sender.run(), name="link")
         jobs = [
@@ -149,12 +168,10 @@ class Bridge:
         try:
             await asyncio.wait([link, stopped, *jobs], return_when=asyncio.FIRST_COMPLETED)
             for job in jobs:
-                if job.done():
+                if job.done() and self.sender.state != "closed":
                     job.result()  # raises what ended it
             if not link.done():
-                # Closed by the server meanwhile: nothing is left to finish.
-                with contextlib.suppress(StateError):
-                    await self.sender.finish(close=self._config.close_at_end, timeout_s=10.0)
+                await self._finish()
         finally:
             for task in (stopped, *jobs):
                 task.cancel()
@@ -163,8 +180,18 @@ class Bridge:
             if not link.done():
                 link.cancel()
             result = (await asyncio.gather(link, return_exceptions=True))[0]
-        if isinstance(result, KeystepError):
+        if isinstance(result, Exception):
             raise result
+
+    async def _finish(self) -> None:
+        """Hand over what is held, where the server can be reached."""
+        if self.sender.state == "connecting":
+            log.warning("ending; the server was never reached", server=self._config.server)
+            return
+        try:
+            await self.sender.finish(close=self._config.close_at_end, timeout_s=FINISH_S)
+        except StateError as error:
+            log.warning("ending; not all was handed over", reason=str(error))
 
     # -- streams ---------------------------------------------------------------------------------
 
@@ -181,6 +208,10 @@ class Bridge:
             if self._clock() - started_ns > 5e9:
                 backoff.reset()
             await backoff.wait()
+            # Before its first packets: they must not count as the epoch's before a restart.
+            with contextlib.suppress(DeviceError, TimeoutError):
+                async with asyncio.timeout(RESTART_CHECK_S):
+                    await self._read_clock()
 
     def _tell(self, stream: str, what: str) -> None:
         """Log a stream's trouble once, not at every attempt."""
@@ -239,7 +270,9 @@ class Bridge:
         if self._replay:
             await self.sender.room(stream)
         device_time_ns = conventions.device_time_ns(timestamp_hns)
-        self._newest_device_ns = max(self._newest_device_ns, device_time_ns)
+        if device_time_ns < self._newest_device_ns.get(stream, 0) - CLOCK_JUMP_NS:
+            self._begin_epoch()
+        self._newest_device_ns[stream] = device_time_ns
         self.sender.offer(
             stream,
             device_time_ns,
@@ -256,7 +289,8 @@ class Bridge:
     async def _switch_camera_on(self) -> None:
         config = self._config
         async with self._remote_free:
-            if await self._remote.pv_status():
+            self._camera_found_on = await self._remote.pv_status()
+            if self._camera_found_on:
                 return
             await client.start_pv(config.host, base_port=config.base_port)
             deadline_ns = self._clock() + int(PV_START_S * 1e9)
@@ -266,44 +300,68 @@ class Bridge:
                         f"the camera of {config.host} did not start within {PV_START_S:g} s"
                     )
                 await asyncio.sleep(0.1)
+            self._camera_found_on = True
 
     async def _switch_camera_off(self) -> None:
-        with contextlib.suppress(DeviceError):
-            await client.stop_pv(self._config.host, base_port=self._config.base_port)
+        if not self._camera_found_on:
+            return
+        config = self._config
+        with contextlib.suppress(DeviceError):  # the headset is gone, and its camera with it
+            await client.stop_pv(
+                config.host, base_port=config.base_port, connect_timeout_s=PV_STOP_S
+            )
 
     # -- clock -----------------------------------------------------------------------------------
 
     async def _watch_clock(self) -> None:
-        """Measure the headset's clock, pass it on, and notice a restart of the headset."""
+        """Measure the headset's clock again and again."""
         while True:
             try:
-                async with self._remote_free:
-                    probes = await self._remote.probe_clock(self._clock, count=CLOCK_PROBES)
+                await self._read_clock()
+                self._told.pop("clock", None)
             except DeviceError as error:
                 self._tell("clock", str(error))
-                await asyncio.sleep(CLOCK_EVERY_S)
-                continue
-            newest_ns = conventions.device_time_ns(probes[-1].device_time_hns)
-            if newest_ns < self._newest_device_ns - CLOCK_BACK_NS:
-                log.warning("the headset was restarted: a new epoch begins")
-                self._device_clock.reset()
-                self._newest_device_ns = newest_ns
-                self.sender.restart(_new_instance())
-            for probe in probes:
-                self._device_clock.add(
-                    send_ns=probe.local_send_ns,
-                    remote_receive_ns=conventions.device_time_ns(probe.device_time_hns),
-                    receive_ns=probe.local_receive_ns,
-                )
-            reading = self._device_clock.reading(self._clock())
-            if reading is not None:
-                self.sender.tell_device_clock(
-                    device_time_ns=reading.remote_ns,
-                    bridge_time_ns=reading.local_ns,
-                    uncertainty_ns=reading.uncertainty_at(self._clock()),
-                    rate=reading.rate,
-                )
             await asyncio.sleep(CLOCK_EVERY_S)
+
+    async def _read_clock(self) -> None:
+        """Measure the headset's clock, notice a restart by it, and pass it on.
+
+        Raises:
+            DeviceError: The headset does not answer.
+        """
+        async with self._remote_free:
+            probes = await self._remote.probe_clock(self._clock, count=CLOCK_PROBES)
+        if self._has_jumped(probes[-1]):
+            self._begin_epoch()
+        for probe in probes:
+            self._device_clock.add(
+                send_ns=probe.local_send_ns,
+                remote_receive_ns=conventions.device_time_ns(probe.device_time_hns),
+                receive_ns=probe.local_receive_ns,
+            )
+        reading = self._device_clock.reading(self._clock())
+        if reading is not None:
+            self.sender.tell_device_clock(
+                device_time_ns=reading.remote_ns,
+                bridge_time_ns=reading.local_ns,
+                uncertainty_ns=reading.uncertainty_at(self._clock()),
+                rate=reading.rate,
+            )
+
+    def _has_jumped(self, probe: client.ClockProbe) -> bool:
+        """Whether the headset's clock is not where it would be, had it gone on."""
+        known = self._device_clock.reading(probe.local_receive_ns)
+        if known is None:
+            return False
+        then_ns = known.to_local(conventions.device_time_ns(probe.device_time_hns))
+        slack_ns = CLOCK_JUMP_NS + known.uncertainty_at(probe.local_receive_ns)
+        return not probe.local_send_ns - slack_ns <= then_ns <= probe.local_receive_ns + slack_ns
+
+    def _begin_epoch(self) -> None:
+        log.warning("the headset was restarted: a new epoch begins")
+        self._device_clock.reset()
+        self._newest_device_ns.clear()
+        self.sender.restart(_new_instance())
 
     async def _watch_silence(self) -> None:
         limit_s = self._config.exit_when_silent_s
@@ -350,6 +408,11 @@ def _split(sample: SpatialInput) -> list[tuple[str, str, bytes, int]]:
 def _joints(hand: HandPose) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     """A hand's joints as the wire has them, (26, 9): qx qy qz qw x y z radius accuracy."""
     return np.column_stack((hand.orientations, hand.positions, hand.radii, hand.accuracies))
+
+
+def _format(size: tuple[int, int, int]) -> str:
+    width, height, fps = size
+    return f"{width}x{height}@{fps}"
 
 
 def _new_instance() -> str:

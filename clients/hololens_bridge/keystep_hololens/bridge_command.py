@@ -1,18 +1,24 @@
-"""`keystep bridge`: a headset's streams to a server."""
+"""`keystep bridge`: a headset's streams to a server.
+
+What it needs is imported when it runs: every `keystep` command loads this module.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import signal
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from keystep_capture import wire
 from keystep_capture.errors import ConfigError
-from keystep_hololens.bridge import Bridge, BridgeConfig
+from keystep_capture.logs import set_up_logs
 from keystep_hololens.hl2ss.protocol import DEFAULT_BASE_PORT
+
+if TYPE_CHECKING:
+    from keystep_capture import wire
+    from keystep_hololens.bridge import BridgeConfig
 
 
 class Kind(StrEnum):
@@ -57,12 +63,15 @@ def bridge(
     ] = False,
 ) -> None:
     """Carry a HoloLens 2's streams (hl2ss) to a server and its guidance back, until Ctrl-C."""
+    from keystep_hololens.bridge import BridgeConfig
+
+    set_up_logs("info")
     width, height, fps = _parse_size(size)
     config = BridgeConfig(
         host=device,
         base_port=base_port,
         server=server,
-        device=device_id or "hololens2-" + "".join(c if c.isalnum() else "-" for c in device),
+        device=device_id or _device_id(device),
         kind=kind.value,
         task=task,
         procedure=procedure,
@@ -78,7 +87,14 @@ def bridge(
     asyncio.run(_run(config))
 
 
+def _device_id(address: str) -> str:
+    """An id for the headset at an address."""
+    return ("hololens2-" + "".join(c if c.isalnum() and c.isascii() else "-" for c in address))[:64]
+
+
 async def _run(config: BridgeConfig) -> None:
+    from keystep_hololens.bridge import Bridge
+
     running = Bridge(config, on_guidance=_show)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):

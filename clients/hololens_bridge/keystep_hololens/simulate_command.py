@@ -1,4 +1,7 @@
-"""`keystep simulate`: a simulated HoloLens 2 on this machine."""
+"""`keystep simulate`: a simulated HoloLens 2 on this machine.
+
+What it needs is imported when it runs: every `keystep` command loads this module.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,17 @@ import asyncio
 import signal
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from keystep_capture.errors import ConfigError
+from keystep_capture.logs import set_up_logs
 from keystep_capture.samples import SAMPLES, Sample, find_sample
-from keystep_hololens.detections import publish_detections
 from keystep_hololens.hl2ss.protocol import DEFAULT_BASE_PORT
-from keystep_hololens.simulator import DeviceClock, SimulatedHeadset, VideoSource
+
+if TYPE_CHECKING:
+    from keystep_hololens.simulator import SimulatedHeadset
 
 
 def simulate(
@@ -47,11 +52,17 @@ def simulate(
     The headset is simulated: real video or real head poses and gaze, invented time stamps,
     intrinsics and camera settings.
     """
+    from keystep_hololens.target import check_target
+
+    set_up_logs("info")
     chosen = choose_sample(sample, video)
     headset = make_headset(
         chosen, video, host=host, base_port=base_port, time_scale=time_scale, loop=loop
     )
-    target = None if server is None else Target(server=server, device=device_id, token=token)
+    target = None
+    if server is not None:
+        check_target(server=server, device=device_id, token=token)
+        target = Target(server=server, device=device_id, token=token)
     asyncio.run(_run(headset, chosen, target))
 
 
@@ -67,22 +78,44 @@ class Target:
 async def _run(headset: SimulatedHeadset, sample: Sample | None, target: Target | None) -> None:
     if target is not None and (sample is None or sample.detections_path is None):
         raise ConfigError("--server is for samples with detections; this one has none")
+    interrupted = _interruption()
     async with headset:
         announce(headset)
-        played = asyncio.create_task(finished_or_interrupted(headset))
-        publishing = asyncio.create_task(_publish(headset, sample, target))
-        await asyncio.wait([played, publishing], return_when=asyncio.FIRST_COMPLETED)
-        if publishing.done():
-            publishing.result()  # raises what went wrong
-            await played
-        elif played.result():  # played to the end, not interrupted
-            await publishing
-        for task in (played, publishing):
+        stopping = asyncio.create_task(interrupted.wait())
+        playing = asyncio.create_task(_play(headset, sample, target))
+        await asyncio.wait([stopping, playing], return_when=asyncio.FIRST_COMPLETED)
+        if playing.done():
+            playing.result()  # raises what went wrong
+        for task in (stopping, playing):
             task.cancel()
-        await asyncio.gather(played, publishing, return_exceptions=True)
+        await asyncio.gather(stopping, playing, return_exceptions=True)
+
+
+def _interruption() -> asyncio.Event:
+    """An event that is set when the process is asked to stop."""
+    asked = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, asked.set)
+    return asked
+
+
+async def _play(headset: SimulatedHeadset, sample: Sample | None, target: Target | None) -> None:
+    """Return when the sample has played and its detections are sent."""
+    publishing = asyncio.create_task(_publish(headset, sample, target))
+    finished = asyncio.create_task(headset.finished.wait())
+    try:
+        await asyncio.wait([publishing, finished], return_when=asyncio.FIRST_EXCEPTION)
+        if publishing.done():
+            publishing.result()
+    finally:
+        for task in (publishing, finished):
+            task.cancel()
+        await asyncio.gather(publishing, finished, return_exceptions=True)
 
 
 async def _publish(headset: SimulatedHeadset, sample: Sample | None, target: Target | None) -> None:
+    from keystep_hololens.detections import publish_detections
+
     if target is not None and sample is not None:
         await publish_detections(
             sample, headset, server=target.server, device=target.device, token=target.token
@@ -110,6 +143,8 @@ def make_headset(
     loop: bool,
 ) -> SimulatedHeadset:
     """Make the headset that plays a sample or a video file."""
+    from keystep_hololens.simulator import DeviceClock, SimulatedHeadset, VideoSource
+
     if sample is not None:
         return SimulatedHeadset.of_sample(
             sample, host=host, base_port=base_port, time_scale=time_scale, loop=loop
@@ -128,16 +163,3 @@ def announce(headset: SimulatedHeadset) -> None:
     ports = ", ".join(f"{name} {number}" for name, number in headset.open_ports.items())
     typer.echo(f"Simulated HoloLens 2 on {headset.host}: {ports}")
     typer.echo(f"READY base_port={headset.base_port}")
-
-
-async def finished_or_interrupted(headset: SimulatedHeadset) -> bool:
-    """Wait until the sample has played (True) or the process is asked to stop (False)."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    waiting = [asyncio.create_task(event.wait()) for event in (headset.finished, stop)]
-    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-    for task in waiting:
-        task.cancel()
-    return not stop.is_set()

@@ -1,0 +1,40 @@
+"""Follow a session: print its step events and what its wearer is told, until Ctrl-C.
+
+    python follow_session.py --session ses_...        (needs pyzmq and msgpack only)
+
+PUB/SUB drops for slow readers: what must not be lost is read over REST (docs/wire.md).
+"""
+# ruff: noqa: T201
+
+import argparse
+
+import msgpack
+import zmq
+
+
+def main() -> None:
+    """Print one line for each message."""
+    parser = argparse.ArgumentParser(description="Follow Keystep sessions over PUB/SUB.")
+    parser.add_argument("--endpoint", default="tcp://127.0.0.1:8042", help="the server's PUB")
+    parser.add_argument("--session", default="", help="a session's id; by default all sessions")
+    arguments = parser.parse_args()
+    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
+    socket.connect(arguments.endpoint)
+    socket.subscribe(f"{arguments.session}/" if arguments.session else "")
+    while True:
+        topic, body = socket.recv_multipart()
+        session, kind = topic.decode().split("/")
+        message = msgpack.unpackb(body)
+        if kind == "step_event":
+            print(session, "step", message["kind"], message["title"], flush=True)
+        elif kind == "guidance":
+            print(session, "guidance", message["severity"], message["text"], flush=True)
+        else:
+            print(session, "is", message["state"], flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit(0) from None
