@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from keystep_server.access import AccessMiddleware
 from keystep_server.metrics import Metrics
 from keystep_server.problems import install_problem_handlers
 from keystep_server.routes import docs, events, health, key_steps, sessions
-from keystep_server.routes.deps import AppDeps, Check, ProcedureStep, ProcedureSummary, problems
+from keystep_server.routes.deps import (
+    AppDeps,
+    Check,
+    ProcedureStep,
+    ProcedureSummary,
+    problems,
+    refuse_unknown_parameters,
+)
 
 __all__ = ["AppDeps", "Check", "ProcedureStep", "ProcedureSummary", "create_app"]
 
@@ -35,7 +42,7 @@ def create_app(deps: AppDeps) -> FastAPI:
     )
     app.state.deps = deps
     for module in (sessions, events, key_steps, health, docs):
-        app.include_router(module.router)
+        app.include_router(module.router, dependencies=[Depends(refuse_unknown_parameters)])
     install_problem_handlers(app)
     token = deps.config.token
     app.add_middleware(

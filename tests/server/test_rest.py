@@ -43,7 +43,7 @@ async def test_session_lives_from_create_to_close(rig: Any) -> None:
         assert (shown["state"], shown["epoch"], shown["closed_at"]) == ("open", 0, None)
         assert shown["created_at"].endswith("Z")
         stats = (await client.get(f"{API}/sessions/{session_id}/stats")).json()
-        assert stats["live"] == {"rgb": {"packets": 3}}
+        assert stats["stats"] == {"rgb": {"packets": 3}}
         for _ in range(2):
             closed = (await client.post(f"{API}/sessions/{session_id}/close")).json()
             assert (closed["state"], closed["close_reason"]) == ("closed", "closed over REST")
@@ -337,3 +337,12 @@ async def test_docs_page_loads_nothing_from_anywhere(rig: Any) -> None:
     assert "://" not in answer.text.split("<h2>")[0]
     assert "/api/v1/sessions/{session_id}/key-steps" in answer.text
     assert "Fit the front wheel" in answer.text
+
+
+async def test_a_misspelt_parameter_is_refused_and_the_known_ones_named(rig: Any) -> None:
+    async with rig.client() as client:
+        answer = await client.get("/api/v1/sessions?device_id=x&state=open")
+        assert answer.status_code == 422
+        assert "device_id" in answer.text
+        assert "cursor, device, limit, state" in answer.text
+        assert (await client.get("/api/v1/sessions?device=x&state=open")).status_code == 200

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Depends, Path, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 
 from keystep_server.config import ServerConfig
 from keystep_server.events import EventLog
@@ -70,6 +72,28 @@ def _deps_of(request: Request) -> AppDeps:
 Deps = Annotated[AppDeps, Depends(_deps_of)]
 SessionId = Annotated[str, Path(pattern=SESSION_ID_PATTERN)]
 Limit = Annotated[int, Query(ge=1, le=1000, description="entries on a page")]
+
+
+def refuse_unknown_parameters(request: Request) -> None:
+    """Refuse a query parameter that the route does not have: a misspelt filter filters nothing.
+
+    Raises:
+        RequestValidationError: There is one.
+    """
+    route = request.scope.get("route")
+    if not isinstance(route, APIRoute):
+        return
+    # Every query parameter of ours stands in its route's own signature.
+    known = sorted(str(field.alias) for field in route.dependant.query_params)
+    unknown = sorted(request.query_params.keys() - set(known))
+    if unknown:
+        message = f"unknown parameter; this route has: {', '.join(known) or 'none'}"
+        raise RequestValidationError(
+            [
+                {"type": "extra_forbidden", "loc": ("query", name), "msg": message, "input": None}
+                for name in unknown
+            ]
+        )
 
 
 def problems(**statuses: str) -> dict[int | str, dict[str, Any]]:
