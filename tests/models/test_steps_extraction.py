@@ -1,154 +1,256 @@
-"""Algorithm 1 of STEPs: clusters, background, gaps, exemplars."""
+"""Algorithm 1 of STEPs: what every extraction must satisfy, and small cases worked by hand."""
 
-from __future__ import annotations
+import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from keystep_capture.errors import ConfigError, ShapeError
 from keystep_models.steps.extraction import (
+    FrameClusters,
     KeyStepSegment,
     cluster_frames,
     extract_key_steps,
     segment_clusters,
+    select_segments,
 )
 
-Features = NDArray[np.float32]
+
+def three_scenes() -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Simulated 10 Hz features: scene A, B, C of 10 s each, then A again for 10 s."""
+    noise = np.random.default_rng(7).normal(0, 0.02, (400, 3))
+    scene = np.repeat([0, 1, 2, 0], 100)
+    return (np.eye(3)[scene] + noise).astype(np.float32), np.arange(400) / 10
 
 
-def scenes(
-    *lengths: int, noise: float = 0.01, seed: int = 0
-) -> tuple[Features, NDArray[np.float64]]:
-    """Frames at 10 Hz: one far-apart point with noise for each scene."""
-    random = np.random.default_rng(seed)
-    centres = np.eye(len(lengths), 16, dtype=np.float32) * 10
-    rows = [
-        centres[idx] + random.normal(0, noise, (length, 16)) for idx, length in enumerate(lengths)
-    ]
-    features = np.concatenate(rows).astype(np.float32)
-    return features, np.arange(len(features)) / 10
+@st.composite
+def clusterings(draw: st.DrawFn) -> tuple[FrameClusters, NDArray[np.float64]]:
+    count = draw(st.integers(0, 60))
+    labels = draw(arrays(np.int64, count, elements=st.integers(-1, 4)))
+    distances = draw(arrays(np.float64, count, elements=st.integers(0, 9)))
+    steps = draw(arrays(np.float64, count, elements=st.sampled_from([0.0, 0.1, 0.5, 2.0, 3.0])))
+    margins = np.full(count, 0.5)
+    return FrameClusters(labels=labels, distances=distances, margins=margins), np.cumsum(steps)
 
 
-def spans(segments: list[KeyStepSegment]) -> list[tuple[int, int]]:
-    return [(segment.start_idx, segment.end_idx) for segment in segments]
+def frames_of(segment: KeyStepSegment, clusters: FrameClusters) -> list[int]:
+    span = range(segment.start_idx, segment.end_idx + 1)
+    return [frame for frame in span if clusters.labels[frame] == segment.cluster]
 
 
-def test_each_scene_becomes_one_key_step_in_order_of_time() -> None:
-    features, times_s = scenes(30, 50, 40)
-    found = extract_key_steps(features, times_s, cluster_count=3, alpha=0.0)
-    assert spans(found) == [(0, 29), (30, 79), (80, 119)]
-    assert all(segment.confidence > 0.9 for segment in found)
+alphas = st.floats(0, 0.95)
 
 
-def test_a_scene_that_comes_again_is_two_key_steps_of_one_cluster() -> None:
-    features, _times_s = scenes(30, 40)
-    again = np.concatenate([features, features[:30]])
-    found = extract_key_steps(again, np.arange(100) / 10, cluster_count=2, alpha=0.0)
-    assert spans(found) == [(0, 29), (30, 69), (70, 99)]
-    assert found[0].cluster == found[2].cluster != found[1].cluster
-
-
-def test_the_farthest_tenth_of_a_cluster_is_background() -> None:
-    features, times_s = scenes(40)
-    features[[3, 17, 30, 39]] += 5.0
-    clusters = cluster_frames(features, cluster_count=1)
-    (segment,) = segment_clusters(clusters, times_s, alpha=0.1)
-    assert segment.frame_count == 36
-    assert segment.end_idx == 38
-
-
-def test_a_gap_longer_than_gamma_splits_and_a_shorter_one_does_not() -> None:
-    features, _ = scenes(20)
-    times_s = np.concatenate([np.arange(10) / 10, np.arange(10) / 10 + 0.9 + 2.0])
-    assert len(extract_key_steps(features, times_s, cluster_count=1, alpha=0.0)) == 1
-    times_s[10:] += 0.01
-    assert len(extract_key_steps(features, times_s, cluster_count=1, alpha=0.0)) == 2
-
-
-def test_the_exemplar_is_the_frame_nearest_the_centre() -> None:
-    features, times_s = scenes(21, noise=0.5)
-    (segment,) = extract_key_steps(features, times_s, cluster_count=1, alpha=0.0)
-    distances = np.linalg.norm(features - features.mean(axis=0), axis=1)
-    assert segment.exemplar_idx == int(distances.argmin())
-    assert segment.distance == pytest.approx(float(distances.min()), rel=1e-4)
-
-
-def test_frames_without_features_are_in_no_segment_and_never_read() -> None:
-    features, times_s = scenes(30, 30)
-    valid = np.ones(60, np.bool_)
-    valid[10:20] = False
-    features[10:20] = np.nan
-    found = extract_key_steps(features, times_s, valid=valid, cluster_count=2, alpha=0.0)
-    assert sum(segment.frame_count for segment in found) == 50
-
-
-def test_a_session_without_features_has_no_key_steps() -> None:
-    assert extract_key_steps(np.zeros((0, 4), np.float32), np.zeros(0)) == []
-    nothing = np.zeros(5, np.bool_)
-    assert extract_key_steps(np.zeros((5, 4), np.float32), np.arange(5.0), valid=nothing) == []
-
-
-def test_short_segments_can_be_left_out_and_the_nearest_n_kept() -> None:
-    features, times_s = scenes(30, 3, 40)
-    kept = extract_key_steps(features, times_s, cluster_count=3, alpha=0.0, min_duration_s=0.5)
-    assert spans(kept) == [(0, 29), (33, 72)]
-    assert len(extract_key_steps(features, times_s, cluster_count=3, alpha=0.0, top_n=1)) == 1
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    frame_count=st.integers(1, 60),
-    cluster_count=st.integers(1, 8),
-    alpha=st.floats(0, 0.9),
-    gamma_s=st.floats(0.05, 3),
-    seed=st.integers(0, 1000),
-)
-def test_every_kept_frame_is_in_one_segment_and_the_same_seed_repeats(
-    frame_count: int, cluster_count: int, alpha: float, gamma_s: float, seed: int
+@given(case=clusterings(), alpha=alphas)
+def test_segments_are_ordered_and_disjoint_and_hold_their_exemplars(
+    case: tuple[FrameClusters, NDArray[np.float64]], alpha: float
 ) -> None:
-    random = np.random.default_rng(seed)
-    features = random.normal(size=(frame_count, 5)).astype(np.float32)
-    times_s = np.cumsum(random.exponential(0.2, frame_count))
-    clusters = cluster_frames(features, cluster_count=cluster_count, seed=seed)
-    found = segment_clusters(clusters, times_s, alpha=alpha, gamma_s=gamma_s)
-    sizes = np.bincount(clusters.labels)
-    assert sum(segment.frame_count for segment in found) == sum(
-        size - int(np.floor(alpha * size)) for size in sizes
-    )
-    assert [s.exemplar_idx for s in found] == sorted(s.exemplar_idx for s in found)
-    for segment in found:
+    clusters, times_s = case
+    segments = segment_clusters(clusters, times_s, alpha=alpha)
+    exemplars = [segment.exemplar_idx for segment in segments]
+    assert exemplars == sorted(set(exemplars))
+    for segment in segments:
         assert segment.start_idx <= segment.exemplar_idx <= segment.end_idx
-        assert clusters.labels[segment.exemplar_idx] == segment.cluster
-        assert 0.0 <= segment.confidence <= 1.0
-    again = cluster_frames(features, cluster_count=cluster_count, seed=seed)
-    np.testing.assert_array_equal(clusters.labels, again.labels)
+        assert segment.start_s <= segment.exemplar_s <= segment.end_s
+    claimed = [frame for segment in segments for frame in frames_of(segment, clusters)]
+    assert len(claimed) == len(set(claimed))
+
+
+@given(case=clusterings(), alpha=alphas)
+def test_every_kept_frame_is_in_one_segment_and_the_fraction_alpha_in_none(
+    case: tuple[FrameClusters, NDArray[np.float64]], alpha: float
+) -> None:
+    clusters, times_s = case
+    segments = segment_clusters(clusters, times_s, alpha=alpha)
+    for cluster in set(clusters.labels.tolist()) - {-1}:
+        size = int((clusters.labels == cluster).sum())
+        kept = sum(each.frame_count for each in segments if each.cluster == cluster)
+        assert size - kept <= alpha * size + 1e-6 < size - kept + 1 + 1e-5
+        assert kept >= 1
+
+
+@given(case=clusterings(), gamma_s=st.sampled_from([0.2, 1.0, 2.0, 5.0]))
+def test_without_rejection_gaps_are_at_most_gamma_inside_and_longer_between_segments(
+    case: tuple[FrameClusters, NDArray[np.float64]], gamma_s: float
+) -> None:
+    clusters, times_s = case
+    segments = segment_clusters(clusters, times_s, alpha=0.0, gamma_s=gamma_s)
+    starts = {segment.start_idx for segment in segments}
+    for cluster in set(clusters.labels.tolist()) - {-1}:
+        members = np.flatnonzero(clusters.labels == cluster)
+        jumps = np.diff(times_s[members]) > gamma_s
+        assert starts.intersection(members) == {members[0], *members[1:][jumps]}
+
+
+@given(case=clusterings(), alpha=alphas)
+def test_the_exemplar_is_the_nearest_kept_frame_to_the_centre(
+    case: tuple[FrameClusters, NDArray[np.float64]], alpha: float
+) -> None:
+    clusters, times_s = case
+    for segment in segment_clusters(clusters, times_s, alpha=alpha):
+        assert segment.distance == clusters.distances[segment.exemplar_idx]
+        assert segment.distance == clusters.distances[frames_of(segment, clusters)].min()
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    features=arrays(
+        np.float32,
+        st.tuples(st.integers(0, 40), st.integers(1, 4)),
+        elements=st.floats(-100, 100, width=32),
+    ),
+    cluster_count=st.integers(1, 9),
+    seed=st.integers(0, 5),
+)
+def test_the_same_seed_gives_the_same_key_steps(
+    features: NDArray[np.float32], cluster_count: int, seed: int
+) -> None:
+    times_s = np.arange(len(features)) / 10
+    first, second = (
+        extract_key_steps(features, times_s, cluster_count=cluster_count, seed=seed)
+        for _ in range(2)
+    )
+    assert first == second
+    assert bool(first) == bool(len(features))
+    assert all(0.0 <= segment.confidence <= 1.0 for segment in first)
+
+
+def test_farthest_frames_are_rejected_and_the_rest_split_at_the_gap() -> None:
+    distances = np.array([1.0, 9.0, 2.0, 3.0, 0.5, 4.0])
+    clusters = FrameClusters(
+        labels=np.zeros(6, np.int64), distances=distances, margins=np.full(6, 0.5)
+    )
+    times_s = np.array([0.0, 1.0, 2.0, 5.0, 6.0, 7.0])
+    first, second = segment_clusters(clusters, times_s, alpha=0.34, gamma_s=2.0)
+    # Two of six are rejected: frames 1 and 5.
+    assert (first.start_idx, first.end_idx, first.exemplar_idx) == (0, 2, 0)
+    assert (second.start_idx, second.end_idx, second.exemplar_idx) == (3, 4, 4)
+    assert (second.start_s, second.end_s, second.exemplar_s) == (5.0, 6.0, 6.0)
+
+
+def test_scenes_become_key_steps_and_a_scene_that_returns_becomes_two() -> None:
+    features, times_s = three_scenes()
+    segments = extract_key_steps(features, times_s, cluster_count=3)
+    assert [segment.cluster for segment in segments] == [0, 1, 2, 0]
+    starts = np.array([segment.start_s for segment in segments])
+    ends = np.array([segment.end_s for segment in segments])
+    np.testing.assert_allclose(starts, [0, 10, 20, 30], atol=1.0)
+    np.testing.assert_allclose(ends, [10, 20, 30, 40], atol=1.0)
+    assert sum(segment.frame_count for segment in segments) == 360
+
+
+def test_clear_scenes_have_high_confidence_and_noise_has_low() -> None:
+    features, times_s = three_scenes()
+    noise = np.random.default_rng(1).normal(size=features.shape).astype(np.float32)
+    clear = extract_key_steps(features, times_s, cluster_count=3)
+    unclear = extract_key_steps(noise, times_s, cluster_count=3)
+    assert min(segment.confidence for segment in clear) > 0.9
+    assert max(segment.confidence for segment in unclear) < 0.7
+
+
+def test_a_single_cluster_has_no_confidence() -> None:
+    features, times_s = three_scenes()
+    (segment,) = extract_key_steps(features, times_s, cluster_count=1, gamma_s=100)
+    assert segment.confidence == 0.0
+
+
+def test_margin_is_one_less_own_distance_over_the_next_clusters() -> None:
+    features = np.array([[0.0], [2.0], [10.0], [14.0]], np.float32)
+    clusters = cluster_frames(features, cluster_count=2)
+    assert clusters.labels.tolist() == [0, 0, 1, 1]
+    np.testing.assert_allclose(clusters.distances, [1, 1, 2, 2], atol=1e-5)
+    np.testing.assert_allclose(
+        clusters.margins, [1 - 1 / 12, 1 - 1 / 10, 1 - 2 / 9, 1 - 2 / 13], atol=1e-5
+    )
+
+
+def test_missing_frames_are_in_no_segment_and_leave_the_rest_as_if_absent() -> None:
+    features, times_s = three_scenes()
+    valid = np.ones(400, np.bool_)
+    valid[150:180] = False
+    features[~valid] = np.nan
+    segments = extract_key_steps(features, times_s, valid=valid, cluster_count=3)
+    alone = extract_key_steps(features[valid], times_s[valid], cluster_count=3)
+    assert [each.exemplar_s for each in segments] == [each.exemplar_s for each in alone]
+    assert not any(150 <= each.exemplar_idx < 180 for each in segments)
+    assert [each.cluster for each in segments] == [0, 1, 1, 2, 0]
+
+
+def test_fewer_frames_than_clusters_are_a_cluster_each() -> None:
+    features = np.eye(3, dtype=np.float32)
+    segments = extract_key_steps(features, np.arange(3.0), cluster_count=7)
+    assert [segment.exemplar_idx for segment in segments] == [0, 1, 2]
+
+
+def test_a_still_camera_gives_one_key_step() -> None:
+    features = np.ones((50, 4), np.float32)
+    (segment,) = extract_key_steps(features, np.arange(50) / 10, cluster_count=7)
+    assert segment.frame_count == 45
+
+
+@pytest.mark.parametrize("frame_count", [0, 5])
+def test_a_session_without_features_has_no_key_steps(frame_count: int) -> None:
+    features = np.full((frame_count, 3), np.nan, np.float32)
+    valid = np.zeros(frame_count, np.bool_)
+    assert extract_key_steps(features, np.arange(float(frame_count)), valid=valid) == []
+
+
+def test_top_n_keeps_the_nearest_to_their_centres_in_order_of_time() -> None:
+    features, times_s = three_scenes()
+    every = extract_key_steps(features, times_s, cluster_count=3)
+    best = extract_key_steps(features, times_s, cluster_count=3, top_n=2)
+    nearest = sorted(every, key=lambda segment: segment.distance)[:2]
+    assert best == sorted(nearest, key=lambda segment: segment.exemplar_idx)
+
+
+def test_short_segments_can_be_left_out_before_the_best_are_chosen() -> None:
+    features, times_s = three_scenes()
+    long_one, *_ = extract_key_steps(features, times_s, cluster_count=3)
+    blink = dataclasses.replace(long_one, end_s=long_one.start_s, distance=0.0)
+    assert select_segments([blink, long_one], min_duration_s=0.5, top_n=1) == [long_one]
+    assert select_segments([blink, long_one]) == [blink, long_one]
 
 
 @pytest.mark.parametrize(
-    ("features", "times_s"),
+    ("features", "times_s", "valid"),
     [
-        (np.zeros((4, 3), np.float32), np.arange(5.0)),
-        (np.zeros((4, 3), np.float32), np.array([0.0, 2.0, 1.0, 3.0])),
-        (np.zeros((4, 3), np.float64), np.arange(4.0)),
-        (np.zeros(4, np.float32), np.arange(4.0)),
-        (np.full((4, 3), np.nan, np.float32), np.arange(4.0)),
-        (np.zeros((4, 3), np.float32), np.array([0.0, 1.0, np.inf, np.inf])),
+        (np.zeros(4, np.float32), np.arange(4.0), None),
+        (np.zeros((4, 0), np.float32), np.arange(4.0), None),
+        (np.zeros((4, 2), np.int32), np.arange(4.0), None),
+        (np.zeros((4, 2), np.float32), np.arange(3.0), None),
+        (np.zeros((4, 2), np.float32), np.array([0.0, 1.0, 0.5, 2.0]), None),
+        (np.zeros((4, 2), np.float32), np.array([0.0, 1.0, np.nan, 2.0]), None),
+        (np.full((4, 2), np.nan, np.float32), np.arange(4.0), None),
+        (np.full((4, 2), np.inf, np.float32), np.arange(4.0), None),
+        (np.zeros((4, 2), np.float32), np.arange(4.0), np.ones(3, np.bool_)),
+        (np.zeros((4, 2), np.float32), np.arange(4.0), np.ones(4, np.int64)),
     ],
 )
-def test_arrays_that_are_not_as_described_are_refused(
-    features: Features, times_s: NDArray[np.float64]
+def test_arrays_that_are_not_as_documented_are_refused(
+    features: Any, times_s: Any, valid: Any
 ) -> None:
-    with pytest.raises(ShapeError, match="expected"):
-        extract_key_steps(features, times_s)
+    with pytest.raises(ShapeError):
+        extract_key_steps(features, times_s, valid=valid)
 
 
 @pytest.mark.parametrize(
-    "choice", [{"cluster_count": 0}, {"alpha": 1.0}, {"gamma_s": 0.0}, {"top_n": 0}]
+    "setting",
+    [
+        {"cluster_count": 0},
+        {"alpha": 1.0},
+        {"alpha": -0.1},
+        {"alpha": float("nan")},
+        {"gamma_s": 0.0},
+        {"min_duration_s": -1.0},
+        {"top_n": 0},
+    ],
 )
-def test_choices_out_of_range_are_refused(choice: dict[str, float]) -> None:
-    features, times_s = scenes(5)
-    with pytest.raises(ConfigError, match="must be"):
-        extract_key_steps(features, times_s, **choice)  # type: ignore[arg-type]
+def test_settings_out_of_range_are_refused_even_without_frames(setting: dict[str, Any]) -> None:
+    (name,) = setting
+    with pytest.raises(ConfigError, match=name):
+        extract_key_steps(np.zeros((0, 2), np.float32), np.zeros(0), **setting)
