@@ -16,6 +16,7 @@ from zmq.auth.asyncio import AsyncioAuthenticator
 from keystep_capture.errors import ConfigError
 
 MIN_TOKEN_CHARACTERS = 32
+_ZAP_DOMAIN = "keystep"
 
 
 def check_token(token: str) -> None:
@@ -44,7 +45,7 @@ def secure_server(socket: zmq.Socket[bytes], token: str) -> None:
     _, secret = _key_pair(token, "keystep-server")
     socket.curve_server = True
     socket.curve_secretkey = secret
-    socket.setsockopt(zmq.ZAP_DOMAIN, b"keystep")
+    socket.setsockopt(zmq.ZAP_DOMAIN, _ZAP_DOMAIN.encode())
 
 
 def secure_client(socket: zmq.Socket[bytes], token: str) -> None:
@@ -64,7 +65,7 @@ def start_authenticator(
     authenticator = AsyncioAuthenticator(zmq.asyncio.Context(context))
     authenticator.start()
     authenticator.configure_curve_callback(
-        domain="*", credentials_provider=_OneKey(zmq.utils.z85.decode(client_public))
+        domain=_ZAP_DOMAIN, credentials_provider=_OneKey(zmq.utils.z85.decode(client_public))
     )
     return authenticator
 

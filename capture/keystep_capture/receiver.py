@@ -157,9 +157,12 @@ class Receiver:
             clock: Monotonic clock, ns.
 
         Raises:
-            ConfigError: The endpoint is in use or malformed, or off loopback without a token.
+            ConfigError: The endpoint is in use or malformed, or off loopback without a token;
+                or the token could be guessed.
         """
-        if token is None and not sockets.is_loopback(bind):
+        if token is not None:
+            access.check_token(token)
+        elif not sockets.is_loopback(bind):
             raise ConfigError(
                 f"the wire would be open to the network at {bind}: "
                 "set a token (KEYSTEP_TOKEN), or bind it to loopback"
@@ -167,7 +170,9 @@ class Receiver:
         self._handler = handler
         self._clock = clock
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
-        self._authenticator = access.start_authenticator(self._context, token) if token else None
+        self._authenticator = (
+            None if token is None else access.start_authenticator(self._context, token)
+        )
         socket = self._context.socket(zmq.ROUTER)
         socket.setsockopt(zmq.LINGER, 500)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -175,7 +180,7 @@ class Receiver:
         socket.setsockopt(zmq.RCVHWM, SOCKET_HIGH_WATER_MARK)
         socket.setsockopt(zmq.SNDHWM, 1024)
         socket.setsockopt(zmq.HANDSHAKE_IVL, 5000)
-        if token:
+        if token is not None:
             access.secure_server(socket, token)
         self._socket = socket
         try:

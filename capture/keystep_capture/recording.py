@@ -90,13 +90,15 @@ def read_frames(
     """
     missing = set(wanted)
     for part in parts:
-        decoders: dict[int, tuple[PacketDecoder, GapFilter]] = {}
+        decoders: dict[tuple[int, str], tuple[PacketDecoder, GapFilter]] = {}
         for epoch, encoding, message in _messages(part):
             if not missing:
                 return
-            if epoch not in decoders:
-                decoders[epoch] = PacketDecoder(encoding), GapFilter(independent=encoding == "jpeg")
-            decoder, gaps = decoders[epoch]
+            video_id = (epoch, encoding)
+            if video_id not in decoders:
+                gaps = GapFilter(independent=encoding == "jpeg")
+                decoders[video_id] = PacketDecoder(encoding), gaps
+            decoder, gaps = decoders[video_id]
             keyframe = bool(message.sequence & 1)
             if not gaps.admit(message.sequence >> 1, keyframe=keyframe):
                 continue

@@ -299,7 +299,7 @@ class Sender:
         socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_HEADER_BYTES)
         socket.setsockopt(zmq.RECONNECT_IVL, 100)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
-        if self._token:
+        if self._token is not None:
             access.secure_client(socket, self._token)
         try:
             socket.connect(self._server)

@@ -91,6 +91,9 @@ def bind(socket: zmq.Socket[bytes], endpoint: str) -> str:
     Raises:
         ConfigError: The endpoint is malformed, in use or not this machine's.
     """
+    port = endpoint.rpartition(":")[2]
+    if port.isdigit() and int(port) > 65535:  # libzmq would bind the remainder by 65536
+        raise ConfigError(f"cannot bind {endpoint}: a port is at most 65535")
     try:
         socket.bind(endpoint)
     except zmq.ZMQError as error:

@@ -15,6 +15,8 @@ from keystep_capture.errors import VideoError
 
 MAX_PIXELS = 4096 * 2304
 _CODECS = {"h264": "h264", "jpeg": "mjpeg"}
+_JPEG_END = b"\xff\xd9"
+_JPEG_PADDING_BYTES = 1024  # cameras may leave that much behind the end
 
 
 class GapFilter:
@@ -61,8 +63,8 @@ class PacketDecoder:
         """Decode one packet.
 
         Raises:
-            VideoError: It cannot be decoded or holds no picture; the decoder was opened anew and
-                needs a key frame next.
+            VideoError: It cannot be decoded, is damaged or holds no picture; the decoder was
+                opened anew and needs a key frame next.
         """
         try:
             frames = self._codec.decode(av.Packet(payload))  # type: ignore[arg-type]
@@ -77,7 +79,16 @@ class PacketDecoder:
                 f"{self._encoding} packet of {len(payload)} bytes gave {len(frames)} pictures, "
                 "expected one: packets hold one access unit, without B frames"
             )
+        if frames[0].is_corrupt or self._is_cut_off(payload):  # what was missing is invented
+            self._codec = self._open()
+            raise VideoError(
+                f"{self._encoding} packet of {len(payload)} bytes is damaged or cut off"
+            )
         return frames[0]
+
+    def _is_cut_off(self, payload: bytes | memoryview) -> bool:
+        """Whether a JPEG lacks its end, of which its decoder says nothing."""
+        return self._encoding == "jpeg" and _JPEG_END not in bytes(payload[-_JPEG_PADDING_BYTES:])
 
     def _open(self) -> VideoCodecContext:
         codec = av.CodecContext.create(_CODECS[self._encoding], "r")

@@ -1,0 +1,208 @@
+"""Write the wire's reference messages with the package msgpack, without keystep's own codec.
+
+Usage: python generate.py
+"""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+DEVICE_TIME_NS = 8_123_456_789_012
+PACKET = {
+    "type": "packet",
+    "protocol": "1.0",
+    "session": "ses_01jq7v8k3n4m5p6q7r8s9t0v1w",
+    "epoch": 1,
+    "stream": "rgb",
+    "sequence": 0,
+    "device_time_ns": DEVICE_TIME_NS,
+    "send_time_ns": 512_000_000,
+    "encoding": "h264",
+}
+POSE = [1.0, 0.0, 0.0, 0.5, 0.0, 1.0, 0.0, 1.6, 0.0, 0.0, 1.0, -0.25, 0.0, 0.0, 0.0, 1.0]
+ACCESS_UNIT = bytes.fromhex("0000000167640028ac0000000168ee3cb0000000016588840021ff")
+RAY = struct.pack("<6f", 0.0, 1.6, 0.0, 0.0, 0.0, -1.0)
+DETECTIONS = struct.pack("<12d", 3, 0.9, 10, 20, 30, 40, 7, 0.25, 0.5, 1.5, 2.5, 3.5)
+HELLO = {
+    "type": "hello",
+    "protocol": "1.0",
+    "device": "hololens-2.lab_4",
+    "client": "keystep-hololens 0.1.0",
+    "instance": "8f14e45f",
+    "kind": "guided",
+    "streams": ["rgb", "gaze", "head", "hands"],
+}
+
+CLIENT: list[tuple[str, dict[str, Any], bytes | None]] = [
+    (
+        "rgb key frame with intrinsics and pose",
+        PACKET
+        | {
+            "keyframe": True,
+            "width": 640,
+            "height": 360,
+            "intrinsics": [500.25, 500.5, 320.0, 180.0],
+            "pose": POSE,
+        },
+        ACCESS_UNIT,
+    ),
+    ("gaze ray", PACKET | {"stream": "gaze", "sequence": 70_000, "encoding": "ray_f32"}, RAY),
+    (
+        "hands not seen",
+        PACKET | {"stream": "hands", "sequence": 255, "encoding": "joints_f32", "valid": 0},
+        b"",
+    ),
+    (
+        "detections of one frame",
+        PACKET
+        | {"stream": "detections", "sequence": 1, "encoding": "detections_f64", "frame_idx": 12},
+        DETECTIONS,
+    ),
+    ("hello for a new session", HELLO, None),
+    (
+        "hello of a replay",
+        HELLO
+        | {
+            "session": PACKET["session"],
+            "task": "Aufgabe für Anfänger",
+            "procedure": "toy-bike",
+            "replay": True,
+            "time_scale": 2.0,
+        },
+        None,
+    ),
+    (
+        "clock_reply",
+        {
+            "type": "clock_reply",
+            "protocol": "1.0",
+            "request_id": 7,
+            "server_time_ns": 1_000_000_000,
+            "receive_time_ns": -5,
+            "reply_time_ns": 2**40,
+            "dropped": {"rgb": 12},
+        },
+        None,
+    ),
+    (
+        "device_clock",
+        {
+            "type": "device_clock",
+            "protocol": "1.0",
+            "epoch": 1,
+            "device_time_ns": DEVICE_TIME_NS,
+            "bridge_time_ns": 512_000_000,
+            "uncertainty_ns": 850_000,
+            "rate": 1.0,
+        },
+        None,
+    ),
+    (
+        "guidance_ack",
+        {
+            "type": "guidance_ack",
+            "protocol": "1.0",
+            "revision": 3,
+            "displayed_time_ns": 700_000_000,
+            "displayed": True,
+        },
+        None,
+    ),
+    (
+        "finished",
+        {
+            "type": "finished",
+            "protocol": "1.0",
+            "last_sequences": {"rgb": 899, "gaze": -1},
+            "close": True,
+        },
+        None,
+    ),
+]
+
+SERVER: list[tuple[str, dict[str, Any]]] = [
+    (
+        "welcome",
+        {
+            "type": "welcome",
+            "protocol": "1.0",
+            "session": PACKET["session"],
+            "epoch": 1,
+            "heartbeat_s": 1.0,
+            "streams": {"rgb": {"granted": 32, "received_sequence": -1}},
+        },
+    ),
+    (
+        "refused for good",
+        {
+            "type": "refused",
+            "protocol": "1.0",
+            "reason": "protocol_version",
+            "message": "the other side speaks protocol 2.0, this one 1.0",
+            "fatal": True,
+        },
+    ),
+    (
+        "credit",
+        {
+            "type": "credit",
+            "protocol": "1.0",
+            "stream": "rgb",
+            "granted": 48,
+            "received_sequence": 15,
+        },
+    ),
+    (
+        "clock_request",
+        {
+            "type": "clock_request",
+            "protocol": "1.0",
+            "request_id": 7,
+            "server_time_ns": 1_000_000_000,
+        },
+    ),
+    (
+        "guidance",
+        {
+            "type": "guidance",
+            "protocol": "1.0",
+            "revision": 3,
+            "severity": "caution",
+            "current_step": {"id": 4, "title": "Fit the front wheel"},
+            "next_step": None,
+            "text": "Tighten the nut first",
+            "progress": [4, 11],
+            "device_time_ns": DEVICE_TIME_NS,
+        },
+    ),
+    ("finish", {"type": "finish", "protocol": "1.0", "reason": "closed by REST"}),
+    ("closed", {"type": "closed", "protocol": "1.0", "session": PACKET["session"]}),
+]
+
+
+def in_our_order(fields: dict[str, Any]) -> dict[str, Any]:
+    """Any order is right on the wire; ours ends with the protocol."""
+    return {key: fields[key] for key in fields if key != "protocol"} | {"protocol": "1.0"}
+
+
+def main() -> None:
+    messages = [
+        {
+            "name": name,
+            "from": side,
+            "fields": in_our_order(fields),
+            "header_hex": msgpack.packb(in_our_order(fields)).hex(),
+            "payload_hex": None if payload is None else payload.hex(),
+        }
+        for side, rows in (("client", CLIENT), ("server", [(*row, None) for row in SERVER]))
+        for name, fields, payload in rows
+    ]
+    text = json.dumps(messages, indent=1, ensure_ascii=False)
+    Path(__file__).with_name("messages.json").write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
