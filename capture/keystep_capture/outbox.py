@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from keystep_capture.errors import WireError
 from keystep_capture.streams import STREAMS
 from keystep_capture.wire import Intrinsics
 
@@ -101,7 +102,17 @@ class Outbox:
 
         Returns:
             Whether it was taken.
+
+        Raises:
+            WireError: The payload is larger than its encoding allows; it would cut the connection.
         """
+        encoding = self.spec.encodings[pending.encoding]
+        if len(pending.payload) > encoding.max_bytes:
+            raise WireError(
+                f"{self.spec.name} payload has {len(pending.payload)} bytes, "
+                f"at most {encoding.max_bytes} are allowed",
+                "payload_size",
+            )
         pending.sequence = self._next_sequence
         pending.offered_ns = now_ns
         self._next_sequence += 1
@@ -110,7 +121,7 @@ class Outbox:
             if len(self._waiting) + len(self._unacknowledged) > MAX_KEPT_PACKETS:
                 self._drop_oldest()
             return True
-        depends = self.spec.encodings[pending.encoding].video and not pending.keyframe
+        depends = encoding.video and not pending.keyframe
         if (self._skipping_group and depends) or not self.has_room():
             self._skipping_group = True
             self.dropped_count += 1

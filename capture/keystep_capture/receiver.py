@@ -375,6 +375,15 @@ class Receiver:
                 ),
             )
             return
+        except Exception:  # a fault of ours: the client may try again, the others go on
+            log.exception("a hello was not answered", device=hello.device)
+            self.dropped["server_error"] += 1
+            message = "the server failed to answer this hello; its log says why"
+            self._answer(
+                routing_id,
+                wire.Refused(protocol=wire.PROTOCOL, reason="server_error", message=message),
+            )
+            return
         self._leave(self.peers.get(routing_id))
         peer = Peer(
             routing_id=routing_id,

@@ -29,8 +29,6 @@ FIRST_BACKOFF_S = 0.2
 LAST_BACKOFF_S = 5.0
 _NOBLOCK = int(zmq.NOBLOCK)
 _MORE = int(zmq.SNDMORE) | _NOBLOCK
-COPY_BELOW_BYTES = 32 * 1024
-"""Payloads below this are copied into libzmq, which is cheaper than keeping them referenced."""
 
 Payload = bytes | bytearray | memoryview
 State = Literal["connecting", "open", "finished", "closed"]
@@ -270,7 +268,7 @@ class Sender:
             ProtocolError: The server speaks another major version.
         """
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
-        backoff_s = FIRST_BACKOFF_S
+        backoff_s, told = FIRST_BACKOFF_S, False
         try:
             while not self._is_over():
                 self._connect(context)
@@ -281,7 +279,9 @@ class Sender:
                 if self._is_over():
                     return
                 backoff_s = FIRST_BACKOFF_S if was_open else min(2 * backoff_s, LAST_BACKOFF_S)
-                log.info("no answer from the server, dialling again", server=self._server)
+                if was_open or not told:  # once for each outage
+                    log.warning("no answer from the server, dialling on", server=self._server)
+                told = True
                 await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
         finally:
             self._disconnect()
@@ -401,7 +401,8 @@ class Sender:
         )
         socket, payload = self._socket, pending.payload
         socket.send(header, _MORE)
-        socket.send(payload, _NOBLOCK, copy=len(payload) < COPY_BELOW_BYTES)
+        # Without a copy from pyzmq's threshold of 64 KiB on; below it a copy is cheaper.
+        socket.send(payload, _NOBLOCK, copy=False)
         self._drain.poke()
 
     # -- taking messages -------------------------------------------------------------------------

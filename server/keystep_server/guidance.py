@@ -6,11 +6,17 @@ from dataclasses import dataclass, field
 
 from keystep_capture import wire
 from keystep_models.psr.logic import StepCompletion, StepLogic
-from keystep_models.psr.procedure import Procedure, ProcedureStep
+from keystep_models.psr.procedure import ComponentState, Procedure, ProcedureStep
+
+
+_TITLE_CHARACTERS = 120  # of at most 4 bytes each: a message's header has 4,096 bytes
+_TEXT_CHARACTERS = 400
 
 
 def _name(step: ProcedureStep | None) -> wire.StepName | None:
-    return None if step is None else wire.StepName(id=step.id, title=step.title)
+    if step is None:
+        return None
+    return wire.StepName(id=step.id, title=step.title[:_TITLE_CHARACTERS])
 
 
 @dataclass(slots=True, kw_only=True)
@@ -41,6 +47,16 @@ class Guide:
         }
         self.done -= undone
 
+    @property
+    def current_step(self) -> ProcedureStep | None:
+        """The first step that can be done now; None when all are done."""
+        possible = self.procedure.next_steps(self._state, self.done)
+        return possible[0] if possible else None
+
+    @property
+    def _state(self) -> ComponentState:
+        return self.logic.state or self.procedure.initial_state
+
     def update(
         self,
         *,
@@ -57,10 +73,8 @@ class Guide:
             blind: Whether the evidence is missing: better nothing than something stale.
             revision: To number it by; by default one more than the last.
         """
-        state = self.logic.state or self.procedure.initial_state
-        possible = self.procedure.next_steps(state, self.done)
-        remaining = self.procedure.remaining_steps(state, self.done)
-        current = possible[0] if possible else None
+        remaining = self.procedure.remaining_steps(self._state, self.done)
+        current = self.current_step
         following = next((step for step in remaining if step is not current), None)
         step_count = len(self.procedure.expected_steps)
         severity, text = _words(current, mistake=mistake, blind=blind)
@@ -70,7 +84,7 @@ class Guide:
             severity=severity,
             current_step=_name(current),
             next_step=_name(following),
-            text=text,
+            text=text[:_TEXT_CHARACTERS],
             progress=(step_count - len(remaining), step_count),
             device_time_ns=device_time_ns,
         )

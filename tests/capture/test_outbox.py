@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from keystep_capture.errors import WireError
 from keystep_capture.outbox import MAX_KEPT_PACKETS, Outbox, Pending
 
 S = 1_000_000_000
@@ -307,3 +308,11 @@ def test_a_stale_credit_takes_nothing_back() -> None:
     box.grant(6, -1)
     box.grant(2, -1)
     assert sent_sequences(box) == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_payload_too_large_for_its_stream_is_refused_before_it_is_numbered() -> None:
+    box = Outbox("gaze")
+    too_large = Pending(device_time_ns=0, payload=bytes(25), encoding="ray_f32", keyframe=False)
+    with pytest.raises(WireError, match="25 bytes, at most 24"):
+        box.offer(too_large, 0)
+    assert box.last_sequence == -1
