@@ -8,7 +8,6 @@ from keystep_capture import wire
 from keystep_models.psr.logic import StepCompletion, StepLogic
 from keystep_models.psr.procedure import ComponentState, Procedure, ProcedureStep
 
-
 _TITLE_CHARACTERS = 120  # of at most 4 bytes each: a message's header has 4,096 bytes
 _TEXT_CHARACTERS = 400
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -73,6 +74,7 @@ class Ingest:
         self._registry: SessionRegistry | None = None
         self._receiver: Receiver | None = None
         self._watch: asyncio.Task[None] | None = None
+        self._refused_counted: Counter[str] = Counter()
 
     def start(self, registry: SessionRegistry, bind: str, token: str | None) -> Receiver:
         """Bind the wire and begin to take packets.
@@ -144,8 +146,7 @@ class Ingest:
         live = self._live.get(peer.session_id)
         if live is None:
             return True
-        live.take(lane, header, payload)
-        return False
+        return not live.take(lane, header, payload)
 
     def on_guidance_ack(self, peer: Peer, ack: wire.GuidanceAck) -> None:
         """Note which revision has arrived at the headset."""
@@ -164,7 +165,7 @@ class Ingest:
         """Forget a connection; its session waits for it."""
         live = self._live.get(peer.session_id)
         if live is not None:
-            live.peers.discard(peer)
+            live.leave(peer)
         log.info("source left", session=peer.session_id, device=peer.hello.device)
 
     # -- the registry's hooks --------------------------------------------------------------------
@@ -269,6 +270,7 @@ class Ingest:
             ),
         )
         live.restore()
+        live.store_progress()
         return live
 
     def _consumed(self, lane: Lane) -> None:
@@ -327,8 +329,19 @@ class Ingest:
         while True:
             await asyncio.sleep(0.5)
             for live in list(self._live.values()):
+                live.work()
                 live.look_for_silence()
                 live.count_packets()
+            self._count_refused()
+
+    def _count_refused(self) -> None:
+        """Bring the process's counters up to date with what the wire has refused."""
+        assert self._receiver is not None
+        for reason, count in self._receiver.dropped.items():
+            self._parts.metrics.packets_dropped(
+                "any", reason, count - self._refused_counted[reason]
+            )
+            self._refused_counted[reason] = count
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)

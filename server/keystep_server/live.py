@@ -36,6 +36,9 @@ from keystep_server.storage import (
 )
 
 BATCH_PACKETS = 64
+PUT_OFF_PACKETS = 8
+"""So many packets may wait together for one that needs work at once: waking a thread for each
+frame between two ticks costs as much CPU as decoding it."""
 BLIND_AFTER_S = 3.0
 """The wearer is told "I can't see" when the evidence has been silent for this long."""
 _SENSORS = frozenset({"rgb", "gaze", "head", "hands"})
@@ -75,34 +78,56 @@ class LiveSession:
     acknowledged_revision: int = 0
     first_device_time_ns: int | None = None
     last_error: str | None = None
+    refused_before: Counter[str] = field(default_factory=Counter)
     _inbox: deque[Item] = field(default_factory=deque)
     _worker: asyncio.Task[None] | None = None
     _evidence_ns: int | None = None
     _counted: dict[str, tuple[int, int]] = field(default_factory=dict)
-    _timings_seen: int = 0
+    _finished: bool = False
 
     # -- packets ---------------------------------------------------------------------------------
 
-    def take(self, lane: Lane, header: wire.PacketHeader, payload: bytes | memoryview) -> None:
-        """Queue a checked packet; its credit comes back when it has been worked off."""
+    def take(self, lane: Lane, header: wire.PacketHeader, payload: bytes | memoryview) -> bool:
+        """Queue a checked packet; its credit comes back when it has been worked off.
+
+        Returns:
+            False if the session is finished: the packet came too late and is counted as dropped.
+        """
+        if self._finished:
+            self._count_dropped(header.stream, "session_closing", 1)
+            return False
         now_ns = self.services.clock()
         if header.stream == "detections":
             self._evidence_ns = now_ns
         if self.first_device_time_ns is None:
             self.first_device_time_ns = header.device_time_ns
         self._inbox.append(Item(lane, header, payload, now_ns))
-        if self._worker is None or self._worker.done():
+        if self._is_idle and not (
+            len(self._inbox) < PUT_OFF_PACKETS and self.pipeline.may_wait(header)
+        ):
+            self.work()
+        return True
+
+    @property
+    def _is_idle(self) -> bool:
+        return self._worker is None or self._worker.done()
+
+    def work(self) -> None:
+        """Begin to work off what is queued, unless that is being done."""
+        if self._inbox and self._is_idle:
             self._worker = asyncio.get_running_loop().create_task(
                 self._work(), name=f"pipeline {self.session.id}"
             )
 
     async def drained(self) -> None:
         """Wait until every packet taken so far is worked off."""
+        self.work()
         while self._worker is not None and not self._worker.done():
             await asyncio.shield(self._worker)
 
     async def finish(self) -> None:
-        """Work off what is queued, wait for the models and close the files."""
+        """Work off what is queued, wait for the models and close the files; takes no more then."""
+        self._finished = True
         await self.drained()
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self.services.executor, self.pipeline.finish)
@@ -126,8 +151,7 @@ class LiveSession:
 
     async def _act_on(self, outcome: Outcome, batch: list[Item]) -> None:
         for (stream, reason), count in outcome.dropped.items():
-            self.dropped[stream, reason] += count
-            self.services.metrics.packets_dropped(stream, reason, count)
+            self._count_dropped(stream, reason, count)
         mistake = None
         for completion in outcome.completions:
             await self._store_event(completion)
@@ -140,8 +164,12 @@ class LiveSession:
         if outcome.completions or blind:
             self.tell(device_time_ns=batch[-1].header.device_time_ns, mistake=mistake)
         if outcome.completions:
-            await self._store_progress()
+            await asyncio.to_thread(self.store_progress)
             self.save()
+
+    def _count_dropped(self, stream: str, reason: str, count: int) -> None:
+        self.dropped[stream, reason] += count
+        self.services.metrics.packets_dropped(stream, reason, count)
 
     async def _store_event(self, completion: Completion) -> None:
         assert self.guide is not None
@@ -166,11 +194,13 @@ class LiveSession:
         self.latencies.add("arrival_to_event", now_ns - completion.received_ns)
         self._note_from_capture("capture_to_event", header.stream, header.device_time_ns, now_ns)
 
-    async def _store_progress(self) -> None:
-        assert self.guide is not None
+    def store_progress(self) -> None:
+        """Write down how far the procedure is; blocks. Without a procedure there is nothing."""
+        if self.guide is None:
+            return
         store, session_id = self.services.store, self.session.id
-        events = await asyncio.to_thread(store.events, session_id, limit=10_000)
-        current = self.guide.latest.current_step if self.guide.latest else None
+        events = store.events(session_id, limit=10_000)
+        current = self.guide.current_step
         steps = progress_key_steps(
             session_id,
             self.guide.procedure,
@@ -178,7 +208,7 @@ class LiveSession:
             first_device_time_ns=self.first_device_time_ns,
             current_step_id=current.id if current is not None else None,
         )
-        await asyncio.to_thread(store.replace_key_steps, session_id, KeyStepSource.PROCEDURE, steps)
+        store.replace_key_steps(session_id, KeyStepSource.PROCEDURE, steps)
 
     # -- guidance --------------------------------------------------------------------------------
 
@@ -207,6 +237,12 @@ class LiveSession:
         silent_ns = self.services.clock() - self._evidence_ns
         if silent_ns > BLIND_AFTER_S * 1e9 and self.guide.latest.severity != "cannot_see":
             self.tell(device_time_ns=self.guide.latest.device_time_ns, blind=True)
+
+    def leave(self, peer: Peer) -> None:
+        """Let a connection go; what was refused of it stays counted."""
+        if peer in self.peers:
+            self.peers.discard(peer)
+            self.refused_before.update(peer.dropped)
 
     # -- latencies and counters ------------------------------------------------------------------
 
@@ -248,7 +284,7 @@ class LiveSession:
         now_ns = self.services.clock()
         streams = {name: _lane_stats(lane) for name, lane in sorted(self.lanes.items())}
         dropped = {f"{stream}/{reason}": n for (stream, reason), n in sorted(self.dropped.items())}
-        refused = Counter[str]()
+        refused = Counter(self.refused_before)
         for peer in self.peers:
             refused.update(peer.dropped)
         clocks = [
@@ -267,6 +303,7 @@ class LiveSession:
             "size_changes": self.pipeline.size_changes,
             "ticks": self.pipeline.ticks.row_count,
             "appearance_features": self.pipeline.ticks.feature_count,
+            "features_left_out": dict(self.pipeline.left_out),
             "latency": self.latencies.summary(),
             "clocks": clocks,
             "connections": len(self.peers),

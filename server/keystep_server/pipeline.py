@@ -13,12 +13,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import av.error
 import numpy as np
 import numpy.typing as npt
 
 from keystep_capture.align import Tick, TickAligner
 from keystep_capture.clock import Clock
-from keystep_capture.errors import KeystepError, ShapeError, VideoError, WireError
+from keystep_capture.errors import (
+    DataError,
+    KeystepError,
+    ShapeError,
+    StateError,
+    VideoError,
+    WireError,
+)
 from keystep_capture.payloads import read_array
 from keystep_capture.receiver import Buffer, Lane
 from keystep_capture.recording import VideoRecorder
@@ -118,6 +126,7 @@ class SessionPipeline:
         self.timings: deque[FeatureTiming] = deque(maxlen=4096)
         self.decoded_count = 0
         self.size_changes = 0
+        self.left_out: Counter[str] = Counter()  # ticks without an embedding, by reason
         self._recorder: VideoRecorder | None = None
         self._preprocessing = AppearancePreprocessing()
         self._decoder: tuple[tuple[int, str], PacketDecoder, GapFilter] | None = None
@@ -141,13 +150,25 @@ class SessionPipeline:
         """Packets that came too late for their tick, per stream."""
         return dict(self._aligner.late_counts) if self._aligner else {}
 
+    def may_wait(self, header: PacketHeader) -> bool:
+        """Whether nothing hangs on working a packet off before the next: video between two ticks.
+
+        Only to be asked while no packet is being processed.
+        """
+        return (
+            header.stream == "rgb" == self._leading
+            and header.epoch == self._epoch
+            and self._aligner is not None
+            and not self._aligner.wants(header.device_time_ns)
+        )
+
     def process(self, items: list[Item]) -> Outcome:
         """Work off packets in their order of arrival."""
         outcome = Outcome()
         for item in items:
             try:
                 self._readers[item.header.stream](item, outcome)
-            except VideoError:
+            except (VideoError, av.error.FFmpegError):
                 outcome.dropped[item.header.stream, "undecodable"] += 1
             except ShapeError:
                 outcome.dropped[item.header.stream, "unusable_size"] += 1
@@ -202,9 +223,7 @@ class SessionPipeline:
         header = item.header
         rows = () if header.valid == 0 else read_array(header, item.payload).tolist()
         if self.logic is not None:
-            detections = [
-                Detection(int(row[0]), row[1], (row[2], row[3], row[4], row[5])) for row in rows
-            ]
+            detections = [_detection(row) for row in rows]
             # Numbered here, since a source's own numbers begin anew with each of its epochs.
             steps = self.logic.step(self.detection_count, detections)
             self.detection_count += 1
@@ -247,11 +266,21 @@ class SessionPipeline:
             if future is not None and not future.done() and not wait:
                 break
             self._waiting.popleft()
-            self.ticks.append(tick, epoch, _result(future))
+            self.ticks.append(tick, epoch, self._result(future))
             if future is not None and isinstance(frame, _Frame) and frame.done_ns:
                 timing = FeatureTiming(tick.device_time_ns, frame.received_ns, frame.done_ns)
                 self.timings.append(timing)
         self.ticks.flush()
+
+    def _result(self, future: Future[npt.NDArray[Any]] | None) -> npt.NDArray[np.float32] | None:
+        """The embedding; None, and counted, where a newer frame replaced it or the model failed."""
+        if future is None:
+            return None
+        if (error := future.exception()) is not None:
+            self.left_out["superseded" if isinstance(error, StateError) else "failed"] += 1
+            return None
+        row: npt.NDArray[np.float32] = future.result()[0]
+        return row
 
     # -- models and files ------------------------------------------------------------------------
 
@@ -283,9 +312,7 @@ class SessionPipeline:
         return self._decoder[1], self._decoder[2]
 
 
-def _result(future: Future[npt.NDArray[Any]] | None) -> npt.NDArray[np.float32] | None:
-    """The embedding, or None where there is none (superseded by a newer frame, or failed)."""
-    if future is None or future.exception() is not None:
-        return None
-    row: npt.NDArray[np.float32] = future.result()[0]
-    return row
+def _detection(row: list[float]) -> Detection:
+    if not row[0].is_integer():
+        raise DataError(f"expected a whole number as a detection's class, got {row[0]}")
+    return Detection(int(row[0]), row[1], (row[2], row[3], row[4], row[5]))

@@ -6,13 +6,16 @@ import asyncio
 import contextlib
 import os
 import socket
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 import uvicorn
 
+from keystep_capture.clock import Clock
 from keystep_capture.errors import ConfigError
 from keystep_models.cues.appearance_cue import appearance_manifest_path
 from keystep_models.onnx_model import OnnxModel
@@ -44,8 +47,14 @@ class RunningServer:
 
 
 @asynccontextmanager
-async def running_server(config: ServerConfig) -> AsyncIterator[RunningServer]:
+async def running_server(
+    config: ServerConfig, *, clock: Clock = time.monotonic_ns
+) -> AsyncIterator[RunningServer]:
     """Run a server on the present loop until the context is left.
+
+    Args:
+        config: Its settings; `bundle_dir` names other models than the committed ones.
+        clock: Monotonic clock of links and sessions, ns.
 
     Raises:
         ConfigError: A port is in use or an address is not this machine's.
@@ -53,7 +62,7 @@ async def running_server(config: ServerConfig) -> AsyncIterator[RunningServer]:
         DataError: The database cannot be opened.
     """
     config.write_resolved()
-    model = await asyncio.to_thread(OnnxModel.load, appearance_manifest_path())
+    model = await asyncio.to_thread(OnnxModel.load, _manifest_path(config))
     store = await asyncio.to_thread(Store.open, config.resolved_database_url)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(store.close)
@@ -83,6 +92,7 @@ async def running_server(config: ServerConfig) -> AsyncIterator[RunningServer]:
                 feature_rate_hz=config.feature_rate_hz,
                 settings=ExtractionSettings(),
                 worker_count=max(2, os.cpu_count() or 2),
+                clock=clock,
             )
         )
         registry = SessionRegistry(
@@ -144,12 +154,20 @@ async def _stop_rest(server: uvicorn.Server, serving: asyncio.Task[None], events
     await serving
 
 
+def _manifest_path(config: ServerConfig) -> Path:
+    """The appearance model's manifest: the bundle's, or the committed one."""
+    if config.bundle_dir is None:
+        return appearance_manifest_path()
+    return config.bundle_dir / "appearance" / "manifest.json"
+
+
 def _bind_rest(config: ServerConfig) -> socket.socket:
     family = socket.AF_INET6 if ":" in config.rest_host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((config.rest_host, config.rest_port))
+        listener.listen()  # now: two may bind one port until one of them listens
     except OSError as error:
         listener.close()
         raise ConfigError(

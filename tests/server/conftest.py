@@ -1,27 +1,39 @@
-"""A real store, registry and application per test; the hooks are the test's own functions."""
+"""A real store, registry and application per test; or a whole server with real sources."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable, Iterator
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import av
 import httpx
+import numpy as np
 import pytest
 import structlog
 import uvicorn
+import zmq
+import zmq.asyncio
 from fastapi import FastAPI
 
-from keystep_capture.errors import NotFoundError
+from keystep_capture import wire
+from keystep_capture.errors import KeystepError, NotFoundError
+from keystep_capture.samples import find_sample
+from keystep_capture.sender import Callbacks, Sender, Source
 from keystep_server.app import AppDeps, Check, ProcedureStep, ProcedureSummary, create_app
 from keystep_server.config import ServerConfig
 from keystep_server.events import EventLog
 from keystep_server.metrics import Metrics
+from keystep_server.serving import RunningServer, running_server
 from keystep_server.sessions import SessionHooks, SessionRegistry
 from keystep_server.storage import Branch, StepEvent, StepEventKind, Store
 
@@ -127,6 +139,279 @@ class Rig:
             self.events.stop()
             server.should_exit = True
             await running
+
+
+Packet = dict[str, Any]  # arguments of `Sender.offer`
+
+
+async def eventually(true: Callable[[], Any], what: str = "") -> None:
+    """Wait until something holds; twenty seconds are a hung test, not a measurement."""
+    try:
+        async with asyncio.timeout(20):
+            while not true():  # noqa: ASYNC110 - what is waited for has no event
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        raise AssertionError(f"did not come to pass: {what or true}") from None
+
+
+@dataclass
+class Live:
+    """A whole running server, its REST client and the real sources that stream to it."""
+
+    server: RunningServer
+    rest: httpx.AsyncClient
+    senders: list[tuple[Sender, asyncio.Task[None]]] = field(default_factory=list)
+
+    def connect(self, device: str, *streams: str, **options: Any) -> Sender:
+        """Start a source; options are those of `Source`, `callbacks`, `instance`, `server`."""
+        sender = Sender(
+            Source(
+                device=device,
+                client="test 1",
+                streams=streams,
+                **{k: v for k, v in options.items() if k not in ("callbacks", "instance")},
+            ),
+            server=self.server.wire_endpoint,
+            instance=options.get("instance", secrets.token_hex(8)),
+            callbacks=options.get("callbacks", Callbacks()),
+        )
+        self.senders.append((sender, asyncio.create_task(sender.run())))
+        return sender
+
+    async def join(self, device: str, *streams: str, **options: Any) -> Sender:
+        """Start a source and wait until it is welcome."""
+        sender = self.connect(device, *streams, **options)
+        await eventually(lambda: sender.state == "open", f"{device} is welcome")
+        return sender
+
+    @staticmethod
+    async def send(sender: Sender, stream: str, packets: Iterable[Packet]) -> None:
+        """Send packets, each when there is credit for it."""
+        for packet in packets:
+            if not sender.has_room(stream):
+                await sender.room(stream)
+            sender.offer(stream, **packet)
+
+    async def get(self, path: str) -> Any:
+        """The JSON that REST answers."""
+        answer = await self.rest.get(f"/api/v1{path}")
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    async def stats(self, sender: Sender) -> dict[str, Any]:
+        """Counters of a source's session."""
+        found: dict[str, Any] = (await self.get(f"/sessions/{sender.session}/stats"))["stats"]
+        return found
+
+    async def worked_off(self, sender: Sender, stream: str, packet_count: int) -> dict[str, Any]:
+        """Wait until so many packets of a stream were taken and worked off; the counters."""
+        while True:
+            stats = await self.stats(sender)
+            lane = stats["streams"].get(stream)
+            if lane and lane["packets"] >= packet_count and not lane["waiting"]:
+                return stats
+            await asyncio.sleep(0.02)
+
+    async def steps(self, sender: Sender) -> list[tuple[int, int]]:
+        """(frame, step id) of the session's step events, as REST lists them."""
+        events = await self.get(f"/sessions/{sender.session}/events?limit=1000")
+        return [(event["frame_idx"], event["step_id"]) for event in events["events"]]
+
+    async def close_session(self, sender: Sender) -> dict[str, Any]:
+        """Close a source's session over REST; it must close without an error."""
+        answer = await self.rest.post(f"/api/v1/sessions/{sender.session}/close", timeout=60)
+        closed: dict[str, Any] = answer.json()
+        assert (closed["state"], closed["error"]) == ("closed", None)
+        return closed
+
+
+class RawSource:
+    """A source that numbers and describes its packets as it likes, within its first credit."""
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+        self._socket = zmq.asyncio.Context.instance().socket(zmq.DEALER)
+        self._socket.linger = 0
+        self._socket.connect(live.server.wire_endpoint)
+        self.session = ""
+        self._epoch = 0
+
+    async def hear(self, kind: type[Any]) -> Any:
+        """The next message of this kind."""
+        async with asyncio.timeout(20):
+            while not isinstance(
+                message := wire.decode_server_message(await self._socket.recv()), kind
+            ):
+                pass
+        return message
+
+    async def join(self, device: str, *streams: str, **fields: Any) -> None:
+        hello = wire.Hello(
+            protocol=wire.PROTOCOL,
+            device=device,
+            client="raw",
+            instance="i1",
+            kind="expert",
+            streams=list(streams),
+            **fields,
+        )
+        await self._socket.send(wire.encode(hello))
+        welcome = await self.hear(wire.Welcome)
+        self.session, self._epoch = welcome.session, welcome.epoch
+
+    async def send(self, stream: str, sequence: int, packet: Packet, **changes: Any) -> None:
+        fields = {**packet, **changes}
+        payload = fields.pop("payload")
+        header = wire.PacketHeader(
+            protocol=wire.PROTOCOL,
+            session=self.session,
+            epoch=self._epoch,
+            stream=stream,
+            sequence=sequence,
+            send_time_ns=0,
+            **fields,
+        )
+        await self._socket.send_multipart([wire.encode(header), payload])
+
+    async def finish(self) -> None:
+        """Say that all was sent and have the session closed."""
+        finished = wire.Finished(protocol=wire.PROTOCOL, last_sequences={}, close=True)
+        await self._socket.send(wire.encode(finished))
+        await self.hear(wire.Closed)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@asynccontextmanager
+async def live_server(
+    data_dir: Path, *, options: dict[str, Any] | None = None, **settings: Any
+) -> AsyncIterator[Live]:
+    """A real server on free ports; `options` are those of `running_server`."""
+    ports = {"wire_bind": "tcp://127.0.0.1:*", "publish_bind": "tcp://127.0.0.1:*", "rest_port": 0}
+    config = ServerConfig(data_dir=data_dir, **{**ports, **settings})
+    async with (
+        running_server(config, **(options or {})) as server,
+        httpx.AsyncClient(base_url=server.rest_url, timeout=30) as rest,
+    ):
+        live = Live(server, rest)
+        try:
+            yield live
+        finally:
+            for _, task in live.senders:
+                task.cancel()
+            ends = await asyncio.gather(*(t for _, t in live.senders), return_exceptions=True)
+            broken = [e for e in ends if isinstance(e, Exception)]
+            assert all(isinstance(e, KeystepError) for e in broken), broken
+
+
+def pictures(path: Path, size: tuple[int, int]) -> Iterator[av.VideoFrame]:
+    """A video's pictures, scaled to (width, height)."""
+    with av.open(path) as container:
+        for frame in container.decode(video=0):
+            yield frame.reformat(width=size[0], height=size[1], format="yuv420p")
+
+
+def encode_h264(
+    frames: Iterable[av.VideoFrame],
+    *,
+    rate_hz: float = 30.0,
+    gop: int = 30,
+    first_frame: int = 0,
+) -> list[Packet]:
+    """Pictures as PV sends them: Annex B, one access unit a packet, no B frames."""
+    encoder: av.VideoCodecContext | None = None
+    packets: list[Packet] = []
+    for number, frame in enumerate(frames):
+        if encoder is None:
+            encoder = av.VideoCodecContext.create("libx264", "w")
+            encoder.width, encoder.height, encoder.pix_fmt = frame.width, frame.height, "yuv420p"
+            encoder.time_base, encoder.framerate = Fraction(1, 30), Fraction(30)
+            encoder.gop_size, encoder.max_b_frames, encoder.thread_count = gop, 0, 1
+            encoder.options = {
+                "preset": "ultrafast",
+                "tune": "zerolatency",
+                "x264-params": "aud=1:repeat-headers=1:scenecut=0",
+            }
+        frame.pts, frame.time_base = number, encoder.time_base
+        frame.pict_type = av.video.frame.PictureType.NONE
+        (packet,) = encoder.encode(frame)
+        packets.append(
+            {
+                "device_time_ns": round((first_frame + number) * 1e9 / rate_hz),
+                "payload": bytes(packet),
+                "encoding": "h264",
+                "keyframe": packet.is_keyframe,
+                "width": frame.width,
+                "height": frame.height,
+            }
+        )
+    return packets
+
+
+def detection_packets(frames: Iterable[Iterable[Any]], first_frame: int = 0) -> list[Packet]:
+    """A detector's rows (class, confidence, x, y, width, height), one packet a frame at 10 Hz."""
+    return [
+        {
+            "device_time_ns": frame_idx * 100_000_000,
+            "payload": np.array(list(rows), "<f8").tobytes(),
+            "encoding": "detections_f64",
+            "frame_idx": frame_idx,
+        }
+        for frame_idx, rows in enumerate(frames, start=first_frame)
+    ]
+
+
+@pytest.fixture(scope="session")
+def coffee() -> list[Packet]:
+    """The real video sample as PV H.264, 640x360, 29.97 Hz."""
+    sample = find_sample("pour-coffee")
+    assert sample.video_path is not None
+    return encode_h264(pictures(sample.video_path, (640, 360)), rate_hz=sample.frame_rate_hz)
+
+
+@pytest.fixture
+async def live(tmp_path: Path) -> AsyncIterator[Live]:
+    async with live_server(tmp_path) as running:
+        yield running
+
+
+class ForwardClock:
+    """The real clock, which a test can set forward."""
+
+    def __init__(self) -> None:
+        self._ahead_ns = 0
+
+    def __call__(self) -> int:
+        return time.monotonic_ns() + self._ahead_ns
+
+    def advance(self, seconds: float) -> None:
+        self._ahead_ns += round(seconds * 1e9)
+
+
+@pytest.fixture
+def clock() -> ForwardClock:
+    return ForwardClock()
+
+
+@pytest.fixture
+def raw(live: Live) -> Iterator[RawSource]:
+    source = RawSource(live)
+    yield source
+    source.close()
+
+
+@pytest.fixture
+def tools() -> SimpleNamespace:
+    """This file's functions, for tests that start servers or make packets themselves."""
+    return SimpleNamespace(
+        live_server=live_server,
+        raw_source=RawSource,
+        eventually=eventually,
+        encode_h264=encode_h264,
+        pictures=pictures,
+        detection_packets=detection_packets,
+    )
 
 
 @pytest.fixture(autouse=True)
