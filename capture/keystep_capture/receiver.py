@@ -9,17 +9,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable
-from dataclasses import dataclass, field
-from typing import Protocol
 
 import structlog
 import zmq
 
 from keystep_capture import access, sockets, wire
-from keystep_capture.clock import Clock, ClockEstimator, ClockReading, chain
+from keystep_capture.clock import Clock
 from keystep_capture.errors import ConfigError, KeystepError, RefusedError, WireError
-from keystep_capture.streams import MAX_PAYLOAD_BYTES, StreamSpec
+from keystep_capture.peers import Buffer, Handler, Lane, Peer
+from keystep_capture.streams import MAX_PAYLOAD_BYTES
 
 HEARTBEAT_S = 1.0
 SILENCE_S = 5.0
@@ -32,109 +30,6 @@ SMALL_PAYLOAD_BYTES = 16 * 1024
 """Below this, copying a payload out of libzmq is cheaper than keeping its frame."""
 
 log = structlog.get_logger(__name__)
-
-Buffer = bytes | memoryview
-
-
-@dataclass(slots=True, eq=False)
-class Lane:
-    """One stream of one session and epoch, as one peer sends it."""
-
-    spec: StreamSpec
-    epoch: int
-    received_sequence: int = -1
-    peer: Peer | None = None
-    accepted: int = 0
-    consumed: int = 0
-    granted: int = 0
-    taken_before: int = 0
-    lost: int = 0
-    byte_count: int = 0
-    newest_device_time_ns: int | None = None
-
-    def handed_over(self, *, epoch: int) -> Lane:
-        """The lane for a new peer that goes on with this stream; this one takes no more.
-
-        Counts go on; the sequence does so within an epoch only.
-        """
-        self.peer = None
-        same = epoch == self.epoch
-        return Lane(
-            spec=self.spec,
-            epoch=epoch,
-            received_sequence=self.received_sequence if same else -1,
-            taken_before=self.taken_before + self.accepted,
-            lost=self.lost,
-            byte_count=self.byte_count,
-            newest_device_time_ns=self.newest_device_time_ns if same else None,
-        )
-
-
-@dataclass(slots=True, kw_only=True)
-class Admission:
-    """What a handler answers to a hello: the session, its epoch and a lane per stream."""
-
-    session_id: str
-    epoch: int
-    lanes: dict[str, Lane]
-
-
-@dataclass(slots=True, eq=False, kw_only=True)
-class Peer:
-    """A connection that said hello."""
-
-    routing_id: bytes
-    hello: wire.Hello
-    session_id: str
-    epoch: int
-    lanes: dict[str, Lane]
-    heard_ns: int
-    clock: ClockEstimator = field(default_factory=ClockEstimator)
-    device_clock: wire.DeviceClock | None = None
-    sender_dropped: dict[str, int] = field(default_factory=dict)
-    next_request_id: int = 0
-    finished: bool = False
-    active: bool = False
-    large_payloads: bool = False
-    refused_ns: dict[tuple[bytes, str], int] = field(default_factory=dict)
-    dropped: Counter[str] = field(default_factory=Counter)
-
-    def device_reading(self, now_ns: int) -> ClockReading | None:
-        """The device's clock read on ours, over both hops; None until both were measured."""
-        bridge = self.clock.reading(now_ns)
-        if bridge is None or self.device_clock is None:
-            return None
-        return chain(
-            bridge,
-            ClockReading(
-                remote_ns=self.device_clock.device_time_ns,
-                local_ns=self.device_clock.bridge_time_ns,
-                uncertainty_ns=self.device_clock.uncertainty_ns,
-                rate=self.device_clock.rate,
-            ),
-        )
-
-
-class Handler(Protocol):
-    """Who owns the sessions (the server's ingest)."""
-
-    def admit(self, hello: wire.Hello) -> Awaitable[Admission]:
-        """Answer a hello; raise a KeystepError to refuse it."""
-
-    def on_joined(self, peer: Peer) -> None:
-        """A peer was welcomed."""
-
-    def on_packet(self, peer: Peer, lane: Lane, header: wire.PacketHeader, payload: Buffer) -> bool:
-        """Take a checked packet; True if it is consumed already, else `consumed` follows."""
-
-    def on_guidance_ack(self, peer: Peer, ack: wire.GuidanceAck) -> None:
-        """A peer took a revision of the guidance."""
-
-    def on_finished(self, peer: Peer, finished: wire.Finished) -> None:
-        """A peer has sent all it has."""
-
-    def on_left(self, peer: Peer) -> None:
-        """A peer is gone or silent; the session goes on waiting."""
 
 
 class Receiver:

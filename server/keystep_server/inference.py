@@ -14,28 +14,24 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 import msgspec
-import numpy as np
 import structlog
 from numpy.typing import NDArray
 
 from keystep_capture.errors import (
     ConfigError,
     DataError,
-    KeystepError,
     ModelError,
     NotFoundError,
-    ShapeError,
     StateError,
 )
-from keystep_models.onnx_model import OnnxModel, check_array
+from keystep_models.onnx_model import OnnxModel
+from keystep_server.inference_worker import Limits, ModelStats, Worker
 
 STATE_VERSION = 1
 """Version of the envelope that `export_state` writes; another one is refused."""
@@ -76,279 +72,11 @@ class InferenceEngine(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelStats:
-    """What one model has done since it was added.
-
-    Attributes:
-        batches: Runs of the model.
-        rows: Rows answered.
-        busy_s: Time spent in those runs, seconds.
-        waiting: Requests waiting now.
-        superseded: Requests a newer one of the same session replaced.
-        refused: Requests refused because the session's queue was full.
-        failed: Requests answered with a ModelError.
-    """
-
-    batches: int
-    rows: int
-    busy_s: float
-    waiting: int
-    superseded: int
-    refused: int
-    failed: int
-
-    @property
-    def mean_batch_rows(self) -> float:
-        """Rows per run; 0 before the first."""
-        return self.rows / self.batches if self.batches else 0.0
-
-
 class _StateEnvelope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A session's state on disk: per model its own bytes, empty for a stateless extractor."""
 
     version: int
     models: dict[str, bytes]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Request:
-    rows: NDArray[Any]
-    submitted_ns: int
-    newest_wins: bool
-    future: Future[NDArray[Any]] = field(default_factory=Future)
-
-    def fail(self, error: KeystepError) -> None:
-        """Answer a request that never ran; one the caller cancelled stays cancelled."""
-        if self.future.set_running_or_notify_cancel():
-            self.future.set_exception(error)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Limits:
-    max_batch: int
-    max_wait_ns: int
-    active_ns: int
-    queue_limit: int
-
-
-class _Worker:
-    """One model, its thread and its queues; `_changed` guards all of it but the model."""
-
-    def __init__(
-        self, key: str, model: OnnxModel, limits: _Limits, clock: Callable[[], int]
-    ) -> None:
-        self.key = key
-        self._model = model
-        self._limits = limits
-        self._clock = clock
-        self._spec = model.manifest.inputs[0]
-        row_shape = [dim for dim in self._spec.shape[1:] if isinstance(dim, int)]
-        self._buffer = np.empty([limits.max_batch, *row_shape], self._spec.dtype)
-        self._changed = threading.Condition()
-        # Sessions with something waiting, the next one to serve first.
-        self._queues: OrderedDict[str, deque[_Request]] = OrderedDict()
-        self._waiting_rows = 0
-        # When each session last submitted; None for one that was imported and has not yet.
-        self._sessions: dict[str, int | None] = {}
-        self._stopping = False
-        self._batches = self._rows = self._busy_ns = 0
-        self._superseded = self._refused = self._failed = 0
-        self._thread = threading.Thread(target=self._serve, name=f"inference {key}", daemon=True)
-        self._thread.start()
-
-    def submit(self, session_id: str, rows: NDArray[Any], newest_wins: bool) -> _Request:
-        check_array(self._spec, rows, self.key)
-        if len(rows) > self._limits.max_batch:
-            raise ShapeError(
-                f"{self.key} takes at most {self._limits.max_batch} rows a request, got "
-                f"{len(rows)}; submit them in parts"
-            )
-        request = _Request(rows=rows, submitted_ns=self._clock(), newest_wins=newest_wins)
-        superseded = None
-        with self._changed:
-            if self._stopping:
-                raise StateError(f"{self.key} was removed or the engine closed; nothing more runs")
-            queue = self._queues.get(session_id)
-            if queue and len(queue) >= self._limits.queue_limit:
-                superseded = self._make_room(session_id, queue, newest_wins)
-            self._queues.setdefault(session_id, deque()).append(request)
-            self._waiting_rows += len(rows)
-            self._sessions[session_id] = request.submitted_ns
-            self._changed.notify()
-        if superseded:
-            superseded.fail(
-                StateError(
-                    f"superseded: session {session_id} is faster than {self.key} and newer rows "
-                    "took this request's place; leave this tick out"
-                )
-            )
-        return request
-
-    def _make_room(
-        self, session_id: str, queue: deque[_Request], newest_wins: bool
-    ) -> _Request | None:
-        """Take the session's oldest request that may be replaced out of its full queue."""
-        if newest_wins:
-            for place, request in enumerate(queue):
-                if request.newest_wins:
-                    del queue[place]
-                    self._waiting_rows -= len(request.rows)
-                    self._superseded += 1
-                    return request
-        self._refused += 1
-        raise StateError(
-            f"session {session_id} already has {len(queue)} requests waiting for {self.key}, the "
-            "most there may be; wait for one of their futures, then submit again"
-        )
-
-    def remember(self, session_id: str) -> None:
-        with self._changed:
-            self._sessions.setdefault(session_id, None)
-
-    def knows(self, session_id: str) -> bool:
-        with self._changed:
-            return session_id in self._sessions
-
-    def forget(self, session_id: str) -> None:
-        with self._changed:
-            self._sessions.pop(session_id, None)
-            requests = self._queues.pop(session_id, deque())
-            self._waiting_rows -= sum(len(request.rows) for request in requests)
-            self._changed.notify()  # whoever waited for this session to join the batch need not
-        for request in requests:
-            request.fail(StateError(f"session {session_id} was forgotten before this request ran"))
-
-    def stop(self, *, drain: bool) -> None:
-        """End the thread after the running batch, or, with `drain`, after all that waits."""
-        with self._changed:
-            self._stopping = True
-            dropped = [] if drain else [r for queue in self._queues.values() for r in queue]
-            if not drain:
-                self._queues.clear()
-                self._waiting_rows = 0
-            self._changed.notify()
-        for request in dropped:
-            request.fail(StateError(f"the engine closed before this request for {self.key} ran"))
-        if threading.current_thread() is not self._thread:  # a future's callback may close us
-            self._thread.join()
-
-    def stats(self) -> ModelStats:
-        with self._changed:
-            return ModelStats(
-                batches=self._batches,
-                rows=self._rows,
-                busy_s=self._busy_ns * 1e-9,
-                waiting=sum(map(len, self._queues.values())),
-                superseded=self._superseded,
-                refused=self._refused,
-                failed=self._failed,
-            )
-
-    def _serve(self) -> None:
-        while batch := self._next_batch():
-            # A request cancelled while it waited is left out; from here on none can be.
-            batch = [r for r in batch if r.future.set_running_or_notify_cancel()]
-            if batch:
-                self._answer(batch)
-
-    def _next_batch(self) -> list[_Request] | None:
-        """Sleep until a batch is due and take it; None when the worker is to end."""
-        with self._changed:
-            while not self._stopping:
-                wait_ns = self._wait_ns()
-                if wait_ns is not None and wait_ns <= 0:
-                    break
-                self._changed.wait(None if wait_ns is None else wait_ns * 1e-9)
-            return self._take() if self._queues else None
-
-    def _wait_ns(self) -> int | None:
-        """How long a batch may still wait for more rows, ns; None while nothing waits."""
-        if not self._queues:
-            return None
-        now_ns = self._clock()
-        if self._waiting_rows >= self._limits.max_batch or not self._expects_more(now_ns):
-            return 0
-        first_ns = min(queue[0].submitted_ns for queue in self._queues.values())
-        return first_ns + self._limits.max_wait_ns - now_ns
-
-    def _expects_more(self, now_ns: int) -> bool:
-        """Whether a session that submitted lately has nothing in the queue."""
-        return any(
-            last_ns is not None
-            and now_ns - last_ns <= self._limits.active_ns
-            and session_id not in self._queues
-            for session_id, last_ns in self._sessions.items()
-        )
-
-    def _take(self) -> list[_Request]:
-        """Take one request of each session in turn, until the batch or the queues are done."""
-        batch: list[_Request] = []
-        space = self._limits.max_batch
-        while self._queues:
-            session_id, queue = next(iter(self._queues.items()))
-            if len(queue[0].rows) > space:
-                break  # this session stays first in turn for the next batch
-            batch.append(queue.popleft())
-            space -= len(batch[-1].rows)
-            if queue:
-                self._queues.move_to_end(session_id)
-            else:
-                del self._queues[session_id]
-        self._waiting_rows -= self._limits.max_batch - space
-        return batch
-
-    def _answer(self, batch: list[_Request]) -> None:
-        """Run a batch and answer its futures; after a failure, each request by itself.
-
-        So a request whose values the model cannot take fails alone.
-        """
-        try:
-            output = self._run(batch)
-        except Exception as error:  # whatever it is, the other sessions' worker goes on
-            if len(batch) > 1:
-                for request in batch:
-                    self._answer([request])
-                return
-            with self._changed:
-                self._failed += 1
-            _log.warning("inference request failed", model=self.key, error=str(error))
-            batch[0].future.set_exception(_as_model_error(self.key, error))
-            return
-        start = 0
-        for request in batch:
-            stop = start + len(request.rows)
-            request.future.set_result(output[start:stop])
-            start = stop
-
-    def _run(self, batch: list[_Request]) -> NDArray[Any]:
-        rows = batch[0].rows if len(batch) == 1 else self._gather(batch)
-        start_ns = self._clock()
-        output = self._model.run(rows)
-        busy_ns = self._clock() - start_ns
-        if len(output) != len(rows):
-            raise ModelError(f"{self.key} gave {len(output)} rows for {len(rows)}")
-        with self._changed:
-            self._batches += 1
-            self._rows += len(rows)
-            self._busy_ns += busy_ns
-        return output
-
-    def _gather(self, batch: list[_Request]) -> NDArray[Any]:
-        """Put the requests' rows together in the buffer; the only copy on their way in."""
-        stop = 0
-        for request in batch:
-            start, stop = stop, stop + len(request.rows)
-            self._buffer[start:stop] = request.rows
-        return self._buffer[:stop]
-
-
-def _as_model_error(key: str, error: Exception) -> KeystepError:
-    if isinstance(error, KeystepError):
-        return error
-    wrapped = ModelError(f"{key} failed: {type(error).__name__}: {error}")
-    wrapped.__cause__ = error
-    return wrapped
 
 
 class LocalEngine:
@@ -366,6 +94,7 @@ class LocalEngine:
         queue_limit: int = 8,
         active_s: float = 1.0,
         clock: Callable[[], int] = time.monotonic_ns,
+        on_batch: Callable[[str, int], None] = lambda _key, _rows: None,
     ) -> None:
         """Start a worker for each model.
 
@@ -376,6 +105,7 @@ class LocalEngine:
             queue_limit: Most requests of one session that wait for one model.
             active_s: A session that submitted within this time is worth waiting for.
             clock: Monotonic, ns.
+            on_batch: Told of each run, its model's key and rows; called in the worker's thread.
 
         Raises:
             ConfigError: A limit out of range, or a key that is not its model's.
@@ -386,16 +116,17 @@ class LocalEngine:
                 "expected max_batch >= 1, queue_limit >= 1, max_wait_ms >= 0 and active_s >= 0, "
                 f"got {max_batch}, {queue_limit}, {max_wait_ms} and {active_s}"
             )
-        self._limits = _Limits(
+        self._limits = Limits(
             max_batch=max_batch,
             max_wait_ns=round(max_wait_ms * 1e6),
             active_ns=round(active_s * 1e9),
             queue_limit=queue_limit,
         )
         self._clock = clock
+        self._on_batch = on_batch
         self._lock = threading.Lock()
         # Replaced as a whole, under the lock, so that readers need none.
-        self._workers: Mapping[str, _Worker] = {}
+        self._workers: Mapping[str, Worker] = {}
         self._closed = False
         for key, model in (models or {}).items():
             if key != model_key(model):
@@ -431,7 +162,7 @@ class LocalEngine:
             if self._closed:
                 raise StateError(f"cannot add {key}: the engine is closed")
             if key not in self._workers:
-                worker = _Worker(key, model, self._limits, self._clock)
+                worker = Worker(key, model, self._limits, self._clock, self._on_batch)
                 self._workers = {**self._workers, key: worker}
         return key
 
@@ -524,7 +255,7 @@ class LocalEngine:
         for worker in self._workers.values():
             worker.stop(drain=False)
 
-    def _worker(self, key: str) -> _Worker:
+    def _worker(self, key: str) -> Worker:
         worker = self._workers.get(key)
         if worker is None:
             raise NotFoundError(f"no model {key}, there are {sorted(self._workers)}; add it first")

@@ -17,7 +17,8 @@ import structlog
 from keystep_capture import wire
 from keystep_capture.clock import Clock
 from keystep_capture.errors import DataError, RefusedError, StateError
-from keystep_capture.receiver import Admission, Buffer, Lane, Peer, Receiver
+from keystep_capture.peers import Admission, Buffer, Lane, Peer
+from keystep_capture.receiver import Receiver
 from keystep_capture.streams import STREAMS
 from keystep_models.psr.logic import make_logic
 from keystep_models.psr.procedure import Procedure, builtin_procedure

@@ -19,7 +19,7 @@ import structlog
 
 from keystep_capture import wire
 from keystep_capture.clock import Clock
-from keystep_capture.receiver import Lane, Peer
+from keystep_capture.peers import Lane, Peer
 from keystep_server.events import EventLog
 from keystep_server.guidance import Guide
 from keystep_server.key_steps import progress_key_steps

@@ -28,7 +28,7 @@ from keystep_capture.errors import (
     WireError,
 )
 from keystep_capture.payloads import read_array
-from keystep_capture.receiver import Buffer, Lane
+from keystep_capture.peers import Buffer, Lane
 from keystep_capture.recording import VideoRecorder
 from keystep_capture.video import GapFilter, PacketDecoder
 from keystep_capture.wire import PacketHeader

@@ -68,6 +68,7 @@ async def running_server(
         stack.callback(store.close)
         rest_socket = stack.enter_context(_bind_rest(config))
         token = config.token.get_secret_value() if config.token else None
+        metrics = Metrics()
         publisher = Publisher(config.publish_bind, token=token)
         stack.callback(publisher.close)
         engine = stack.enter_context(
@@ -75,9 +76,10 @@ async def running_server(
                 {model_key(model): model},
                 max_batch=config.inference_max_batch,
                 max_wait_ms=config.inference_max_wait_ms,
+                on_batch=metrics.batch_run,
             )
         )
-        metrics, events = Metrics(), EventLog(store)
+        events = EventLog(store)
         events.publishers.append(publisher.step_event)
         ingest = Ingest(
             IngestParts(

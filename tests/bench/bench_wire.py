@@ -24,7 +24,8 @@ import structlog
 import zmq
 
 from keystep_capture import wire
-from keystep_capture.receiver import Admission, Buffer, Lane, Peer, Receiver
+from keystep_capture.peers import Admission, Buffer, Lane, Peer
+from keystep_capture.receiver import Receiver
 from keystep_capture.sender import Sender, Source
 from keystep_capture.streams import STREAMS
 

@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, settings
 
 from keystep_capture import wire
 from keystep_capture.errors import KeystepError, StateError
-from keystep_capture.receiver import Admission, Buffer, Lane, Peer, Receiver
+from keystep_capture.peers import Admission, Buffer, Lane, Peer
+from keystep_capture.receiver import Receiver
 from keystep_capture.sender import Callbacks, Sender, Source
 from keystep_capture.streams import STREAMS
 

@@ -10,7 +10,8 @@ import pytest
 
 from keystep_capture import wire
 from keystep_capture.errors import RefusedError
-from keystep_capture.receiver import Admission, Buffer, Lane, Peer, Receiver
+from keystep_capture.peers import Admission, Buffer, Lane, Peer
+from keystep_capture.receiver import Receiver
 from keystep_capture.streams import STREAMS
 
 
