@@ -23,12 +23,18 @@ class Lane:
     received_sequence: int = -1
     peer: Peer | None = None
     accepted: int = 0
+    refused: int = 0
     consumed: int = 0
     granted: int = 0
     taken_before: int = 0
     lost: int = 0
     byte_count: int = 0
     newest_device_time_ns: int | None = None
+
+    @property
+    def taken_count(self) -> int:
+        """Packets of the stream that were taken in this session, on whatever connection."""
+        return self.taken_before + self.accepted - self.refused
 
     def handed_over(self, *, epoch: int) -> Lane:
         """The lane for a new peer that goes on with this stream; this one takes no more.
@@ -41,7 +47,7 @@ class Lane:
             spec=self.spec,
             epoch=epoch,
             received_sequence=self.received_sequence if same else -1,
-            taken_before=self.taken_before + self.accepted,
+            taken_before=self.taken_count,
             lost=self.lost,
             byte_count=self.byte_count,
             newest_device_time_ns=self.newest_device_time_ns if same else None,

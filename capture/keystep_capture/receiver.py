@@ -163,10 +163,9 @@ class Receiver:
             raise WireError(
                 f"packet of epoch {header.epoch}, this connection is in {peer.epoch}", "epoch"
             )
-        payload_bytes = len(payload)
-        wire.check_payload(header, payload_bytes)
         lane = peer.lanes.get(header.stream)
         if lane is None:
+            wire.check_payload(header, len(payload))  # says so if the stream is not even known
             raise WireError(
                 f"stream {header.stream!r} was not announced in hello", "stream_not_announced"
             )
@@ -174,6 +173,21 @@ class Receiver:
             raise WireError(f"another connection took over {header.stream!r}", "taken_over")
         if lane.accepted >= lane.granted:
             raise WireError(f"no credit left for {header.stream!r}", "no_credit")
+        lane.accepted += 1
+        try:
+            self._enter(lane, header, len(payload))
+        except WireError:
+            lane.refused += 1
+            self.consumed(lane)  # its sender has spent credit on it
+            raise
+        peer.large_payloads = len(payload) > SMALL_PAYLOAD_BYTES
+        peer.active = True
+        if self._handler.on_packet(peer, lane, header, payload):
+            self.consumed(lane)
+
+    def _enter(self, lane: Lane, header: wire.PacketHeader, payload_bytes: int) -> None:
+        """Check a packet against the table of streams and its place in the sequence."""
+        wire.check_payload(header, payload_bytes)
         gap = header.sequence - lane.received_sequence - 1
         if gap < 0:
             raise WireError(
@@ -182,13 +196,8 @@ class Receiver:
             )
         lane.lost += gap
         lane.received_sequence = header.sequence
-        lane.accepted += 1
         lane.byte_count += payload_bytes
         lane.newest_device_time_ns = header.device_time_ns
-        peer.large_payloads = payload_bytes > SMALL_PAYLOAD_BYTES
-        peer.active = True
-        if self._handler.on_packet(peer, lane, header, payload):
-            self.consumed(lane)
 
     def consumed(self, lane: Lane) -> None:
         """One packet of a lane was worked off: give its credit back, in halves of the window."""

@@ -232,7 +232,7 @@ class Ingest:
         restarted = any(
             live.instances.get(name, hello.instance) != hello.instance for name in hello.streams
         )
-        if fresh or restarted:
+        if (fresh and not live.instances) or restarted:
             epoch = await self._registry.begin_epoch(live.session.id)
             live.epoch = epoch
         return live.epoch
@@ -270,6 +270,7 @@ class Ingest:
                 publish_guidance=parts.publisher.guidance,
             ),
         )
+        live.epoch = session.epoch
         live.restore()
         live.store_progress()
         return live
@@ -331,6 +332,7 @@ class Ingest:
             await asyncio.sleep(0.5)
             for live in list(self._live.values()):
                 live.work()
+                live.save_if_idle()
                 live.look_for_silence()
                 live.count_packets()
             self._count_refused()

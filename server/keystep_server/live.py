@@ -19,7 +19,9 @@ import structlog
 
 from keystep_capture import wire
 from keystep_capture.clock import Clock
+from keystep_capture.errors import KeystepError
 from keystep_capture.peers import Lane, Peer
+from keystep_capture.streams import STREAMS
 from keystep_server.events import EventLog
 from keystep_server.guidance import Guide
 from keystep_server.key_steps import progress_key_steps
@@ -39,6 +41,8 @@ BATCH_PACKETS = 64
 PUT_OFF_PACKETS = 8
 """So many packets may wait together for one that needs work at once: waking a thread for each
 frame between two ticks costs as much CPU as decoding it."""
+SAVE_EVERY_S = 1.0
+"""A killed server forgets at most what came in this time."""
 BLIND_AFTER_S = 3.0
 """The wearer is told "I can't see" when the evidence has been silent for this long."""
 _SENSORS = frozenset({"rgb", "gaze", "head", "hands"})
@@ -84,6 +88,9 @@ class LiveSession:
     _evidence_ns: int | None = None
     _counted: dict[str, tuple[int, int]] = field(default_factory=dict)
     _finished: bool = False
+    _worked: dict[tuple[str, int], int] = field(default_factory=dict)
+    _saved_ns: int = 0
+    _unsaved: bool = False
 
     # -- packets ---------------------------------------------------------------------------------
 
@@ -147,7 +154,11 @@ class LiveSession:
                 self.last_error = f"{type(error).__name__}: {error}"
                 log.exception("a batch of packets failed", session=self.session.id)
             for item in batch:
+                self._worked[item.header.stream, item.header.epoch] = item.header.sequence
                 self.services.consumed(item.lane)
+            self._unsaved = True
+            if self.services.clock() - self._saved_ns > SAVE_EVERY_S * 1e9:
+                self.save()
 
     async def _act_on(self, outcome: Outcome, batch: list[Item]) -> None:
         for (stream, reason), count in outcome.dropped.items():
@@ -165,7 +176,7 @@ class LiveSession:
             self.tell(device_time_ns=batch[-1].header.device_time_ns, mistake=mistake)
         if outcome.completions:
             await asyncio.to_thread(self.store_progress)
-            self.save()
+            self._saved_ns = 0  # due when this batch is done
 
     def _count_dropped(self, stream: str, reason: str, count: int) -> None:
         self.dropped[stream, reason] += count
@@ -275,7 +286,7 @@ class LiveSession:
         """Bring the process's packet counters up to date with the lanes."""
         for name, lane in self.lanes.items():
             packets, byte_count = self._counted.get(name, (0, 0))
-            total = lane.taken_before + lane.accepted
+            total = lane.taken_count
             self.services.metrics.packets_taken(name, total - packets, lane.byte_count - byte_count)
             self._counted[name] = (total, lane.byte_count)
 
@@ -317,41 +328,76 @@ class LiveSession:
     # -- resume ----------------------------------------------------------------------------------
 
     def restore(self) -> None:
-        """Go on with the component state that was written down before a restart, if any.
+        """Go on where a stopped server wrote down that it was, if any did.
 
-        Raises:
-            DataError: What was written down does not fit the procedure.
+        What cannot be read is set aside and said: the session then goes on from the procedure's
+        initial state.
         """
         path = self.folder / "tracker.json"
         if not path.exists():
             return
-        state = json.loads(path.read_text())
-        self.first_device_time_ns = state["first_device_time_ns"]
-        self.pipeline.detection_count = state["detection_count"]
+        try:
+            self._restore(json.loads(path.read_text()))
+        except (ValueError, KeyError, TypeError, KeystepError) as error:
+            path.replace(path.with_suffix(".unreadable"))
+            self.last_error = f"{path.name} could not be read, its state is lost: {error}"
+            log.error("a session's state is lost", session=self.session.id, error=str(error))
+
+    def _restore(self, state: dict[str, Any]) -> None:
         if self.guide is not None and state["logic"] is not None:
             self.guide.logic.restore(state["logic"])
             self.guide.done = set(state["done"])
             self.guide.update(device_time_ns=0, revision=state["revision"] + 1)
+        self.first_device_time_ns = state["first_device_time_ns"]
+        self.pipeline.detection_count = state["detection_count"]
+        for name, lane in state["lanes"].items():
+            self.instances[name] = lane["instance"]
+            self.lanes[name] = Lane(
+                spec=STREAMS[name],
+                epoch=lane["epoch"],
+                received_sequence=lane["sequence"],
+                taken_before=lane["taken"],
+                lost=lane["lost"],
+                byte_count=lane["bytes"],
+            )
 
     def save(self) -> None:
-        """Write down what a restarted server needs to go on with the same component state."""
+        """Write down what a restarted server needs to go on; not while a batch is worked off."""
         state = {
             "logic": self.guide.logic.snapshot() if self.guide else None,
             "done": sorted(self.guide.done) if self.guide else [],
             "revision": self.guide.latest.revision if self.guide and self.guide.latest else 0,
             "detection_count": self.pipeline.detection_count,
             "first_device_time_ns": self.first_device_time_ns,
+            "lanes": {
+                name: {
+                    "instance": self.instances[name],
+                    "epoch": lane.epoch,
+                    "sequence": self._worked.get((name, lane.epoch), -1),
+                    "taken": lane.taken_count,
+                    "lost": lane.lost,
+                    "bytes": lane.byte_count,
+                }
+                for name, lane in self.lanes.items()
+            },
         }
         path = self.folder / "tracker.json"
         path.with_suffix(".tmp").write_text(json.dumps(state))
         path.with_suffix(".tmp").replace(path)
+        self._saved_ns = self.services.clock()
+        self._unsaved = False
+
+    def save_if_idle(self) -> None:
+        """Write down the state of a session that rests, if it has changed."""
+        if self._unsaved and self._is_idle and not self._finished:
+            self.save()
 
 
 def _lane_stats(lane: Lane) -> dict[str, Any]:
     sender_dropped = lane.peer.sender_dropped.get(lane.spec.name, 0) if lane.peer else 0
     newest_ns = lane.newest_device_time_ns
     return {
-        "packets": lane.taken_before + lane.accepted,
+        "packets": lane.taken_count,
         "bytes": lane.byte_count,
         "lost": lane.lost,
         "dropped_by_sender": sender_dropped,

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
 from keystep_capture import wire
 from keystep_capture.samples import find_sample, load_detection_rows, load_truth
-from keystep_capture.sender import Callbacks
+from keystep_capture.sender import Callbacks, Sender, Source
 from keystep_server.features import APPEARANCE, GAZE, HEAD, read_ticks
 
 SAMPLE = find_sample("industreal-03")
@@ -155,12 +158,85 @@ async def test_restarted_server_goes_on_with_the_session_where_it_stood(
         live.senders.append(running)
         sessions = (await live.get("/sessions?state=open"))["sessions"]
         assert [session["id"] for session in sessions] == [sender.session]
-        sender.offer("detections", **packets[0])  # of the old epoch: asks for the hello, is lost
-        await tools.eventually(lambda: sender.epoch == 2, "the source is welcome again")
         await live.send(sender, "detections", packets[cut:])
         await sender.finish(close=True)
         assert await live.steps(sender) == STEPS
-        assert (await live.get(f"/sessions/{sender.session}"))["epoch"] == sender.epoch == 2
+        assert (await live.get(f"/sessions/{sender.session}"))["epoch"] == sender.epoch == 1
+        stream = (await live.stats(sender))["streams"]["detections"]
+        assert (stream["packets"], stream["lost"]) == (len(packets), 0)
+
+
+async def test_state_that_cannot_be_read_is_set_aside_and_said(
+    tools: Any, tmp_path: Path, packets: Any
+) -> None:
+    async with tools.live_server(tmp_path) as live:
+        sender = await live.join("hl2", "detections", **GUIDED)
+        await live.send(sender, "detections", packets[:20])
+        await live.worked_off(sender, "detections", 20)
+    (state,) = tmp_path.glob("sessions/*/tracker.json")
+    state.write_text('{"logic": 7')
+    async with tools.live_server(tmp_path) as live:
+        again = await live.join("hl2", "detections", **GUIDED)
+        assert again.session == sender.session
+        assert again.epoch == 2
+        assert "could not be read" in (await live.stats(again))["last_error"]
+    assert state.with_suffix(".unreadable").exists()
+
+
+async def test_killed_server_goes_on_from_what_it_had_written_down(
+    tools: Any, tmp_path: Path, packets: Any
+) -> None:
+    """SIGKILL, a second after the last packet: nothing that was taken before is forgotten."""
+    cut = STEPS[3][0] - 5
+    arguments = ("serve", "--data-dir", str(tmp_path), "--rest-port", "0")
+    arguments += ("--publish-bind", "tcp://127.0.0.1:*", "--wire-bind")
+    source = Source(device="hl2", client="test", streams=("detections",), **GUIDED)
+    process, ready = await start_server(*arguments, "tcp://127.0.0.1:*")
+    sender = Sender(source, server=ready["wire"], instance="one")
+    link = asyncio.create_task(sender.run())
+    for packet in packets[:cut]:
+        await sender.room("detections")
+        sender.offer("detections", **packet)
+    state = tmp_path / "sessions" / str(sender.session) / "tracker.json"
+    await tools.eventually(lambda: worked(state) == cut - 1, "the state is written down")
+    process.kill()
+    await process.wait()
+    process, ready = await start_server(*arguments, ready["wire"])
+    for packet in packets[cut:]:
+        await sender.room("detections")
+        sender.offer("detections", **packet)
+    await sender.finish(close=True)
+    await link
+    async with httpx.AsyncClient(base_url=ready["rest"]) as rest:
+        answer = await rest.get(f"/api/v1/sessions/{sender.session}/events")
+    process.terminate()
+    await process.wait()
+    found = [(event["frame_idx"], event["step_id"]) for event in answer.json()["events"]]
+    assert found == STEPS
+
+
+async def start_server(*arguments: str) -> tuple[asyncio.subprocess.Process, dict[str, str]]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "keystep_capture.cli",
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    assert process.stdout is not None
+    async for line in process.stdout:
+        if line.startswith(b"READY "):
+            return process, dict(part.split("=", 1) for part in line.decode().split()[1:])
+    raise AssertionError("the server ended before it was ready")
+
+
+def worked(state: Path) -> int:
+    """The last sequence that a session's written state has worked off."""
+    if not state.exists():
+        return -1
+    sequence: int = json.loads(state.read_text())["lanes"]["detections"]["sequence"]
+    return sequence
 
 
 # -- guidance ----------------------------------------------------------------------------------
