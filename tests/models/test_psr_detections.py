@@ -44,11 +44,11 @@ def test_an_empty_recording_has_no_frames(tmp_path: Path) -> None:
     [
         ("a,1,13,0.5\n", "line 2: expected 8 values"),
         ("a,0,1\na,1,13,0.5,1,2,3,4,5\n", "line 3: expected 8 values"),
-        ("a,x,13\n", "line 2: expected numbers"),
-        ("a,-1,13\n", "frame -1 is not from 0"),
-        ("a,99999999999,13\n", "is not from 0"),
-        ("a,1,13,high,1,2,3,4\n", "expected numbers"),
-        ("a,6,13\n", "frames below 6, got frame 6"),
+        ("a,x,13\n", "line 2, framenr: expected a whole number, got 'x'"),
+        ("a,-1,13\n", "whole number from 0 to 9999999, got '-1'"),
+        ("a,99999999999,13\n", "whole number from 0 to"),
+        ("a,1,13,high,1,2,3,4\n", "line 2, bb_conf: expected a number, got 'high'"),
+        ("a,6,13\n", "line 2: expected frames below 6, got frame 6"),
         ("a\n", "expected 8 values"),
     ],
 )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, Protocol, TypeAlias
@@ -60,6 +60,25 @@ class ReportedStep:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepCounts:
+    """One step id in a recording: occurrences, how they paired, the delays of its pairs.
+
+    The published manners count no false negative where a report was paired too early.
+    """
+
+    true_count: int
+    reported_count: int
+    tp_count: int
+    fn_count: int
+    delays_frames: tuple[float, ...]
+
+    @property
+    def fp_count(self) -> int:
+        """Reports that are not right: without a partner, or paired too early."""
+        return self.reported_count - self.tp_count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlainScore:
     """One recording in the plain manner; `delays_frames` of every pair, by step id, then time."""
 
@@ -68,6 +87,7 @@ class PlainScore:
     precision: float
     recall: float
     delays_frames: tuple[float, ...]
+    by_step: Mapping[int, StepCounts]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +109,8 @@ class PublishedScore:
 
     Perception errors are occurrences without a partner; the system's also count a prediction
     paired before its ground truth as a false positive. `mean_delay_frames` is over the pairs that
-    are not early; without one it is 100 (IndustReal) or 0 (STORM).
+    are not early (`delays_frames`, by ground truth); without one it is 100 (IndustReal) or 0
+    (STORM).
     """
 
     perception_fp_count: int
@@ -99,7 +120,11 @@ class PublishedScore:
     system_tp_count: int
     f1: float
     pos: float
+    precision: float
+    recall: float
     mean_delay_frames: float
+    delays_frames: tuple[float, ...]
+    by_step: Mapping[int, StepCounts]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,20 +168,34 @@ def score_plain(
     for step in ground_truth:
         if step.last_old_frame_idx >= step.frame_idx:
             raise DataError(f"expected not_before_idx below frame_idx, got {step}")
-    delays: list[float] = []
-    for step_id in sorted({step.step_id for step in ground_truth}):
-        true_steps = [step for step in ground_truth if step.step_id == step_id]
-        frames = sorted(step.frame_idx for step in reported if step.step_id == step_id)
-        delays += _least_delays(true_steps, frames)
+    delays_of: dict[int, list[float]] = {}
+    pairs = pair_plain(ground_truth, reported)
+    for truth_idx, report_idx in pairs:
+        true_step = ground_truth[truth_idx]
+        delay = float(_delay(true_step, reported[report_idx].frame_idx))
+        delays_of.setdefault(true_step.step_id, []).append(delay)
+    by_step = {}
+    for step_id in sorted({step.step_id for step in (*ground_truth, *reported)}):
+        paired = delays_of.get(step_id, [])
+        occurred = sum(step.step_id == step_id for step in ground_truth)
+        by_step[step_id] = StepCounts(
+            true_count=occurred,
+            reported_count=sum(step.step_id == step_id for step in reported),
+            tp_count=len(paired),
+            fn_count=occurred - len(paired),
+            delays_frames=tuple(paired),
+        )
+    delays = [delay for counts in by_step.values() for delay in counts.delays_frames]
     tp_count, true_count, reported_count = len(delays), len(ground_truth), len(reported)
     nothing = 1.0 if true_count + reported_count == 0 else 0.0
-    true_ids = _ids_in_reported_order(ground_truth, reported)
+    true_ids = _ids_in_reported_order(ground_truth, reported, pairs)
     return PlainScore(
         f1=_ratio(2 * tp_count, reported_count + true_count, nothing),
         pos=procedure_order_similarity(true_ids, [step.step_id for step in reported]),
         precision=_ratio(tp_count, reported_count, nothing),
         recall=_ratio(tp_count, true_count, nothing),
         delays_frames=tuple(delays),
+        by_step=by_step,
     )
 
 
@@ -175,40 +214,71 @@ def summarise_plain(scores: Sequence[PlainScore]) -> PlainSummary:
     )
 
 
-def _least_delays(true_steps: Sequence[GroundTruthStep], frames: Sequence[int]) -> list[float]:
-    """Delays of the best pairing of one step's occurrences, by ground truth in time.
+def pair_plain(
+    ground_truth: Sequence[GroundTruthStep], reported: Sequence[TimedStep]
+) -> list[tuple[int, int]]:
+    """The plain manner's pairs, as indices into both lists, by step id, then time."""
+    pairs: list[tuple[int, int]] = []
+    for step_id in sorted({step.step_id for step in ground_truth}):
+        mine = [idx for idx, step in enumerate(ground_truth) if step.step_id == step_id]
+        theirs = [idx for idx, step in enumerate(reported) if step.step_id == step_id]
+        mine.sort(key=lambda i: (ground_truth[i].frame_idx, ground_truth[i].last_old_frame_idx))
+        theirs.sort(key=lambda i: reported[i].frame_idx)
+        best = _least_delay_pairs(
+            [ground_truth[idx] for idx in mine], [reported[idx].frame_idx for idx in theirs]
+        )
+        pairs += [(mine[row], theirs[column]) for row, column in best]
+    return pairs
+
+
+def _delay(true_step: GroundTruthStep, frame_idx: int) -> int:
+    return max(0, frame_idx - true_step.frame_idx)
+
+
+def _least_delay_pairs(
+    ordered: Sequence[GroundTruthStep], frames: Sequence[int]
+) -> tuple[tuple[int, int], ...]:
+    """The best pairing of one step's occurrences, both in time: (true index, frame's index).
 
     Delay is convex in the difference and both sides are ordered in time, so pairs need never
-    cross; a table over prefixes finds the best. An entry is (-pairs, total delay, delays).
+    cross; a table over prefixes finds the best. An entry is (-pairs, total delay, pairs).
     """
-    ordered = sorted(true_steps, key=lambda step: (step.frame_idx, step.last_old_frame_idx))
-    Best: TypeAlias = tuple[int, int, tuple[int, ...]]
+    Best: TypeAlias = tuple[int, int, tuple[tuple[int, int], ...]]
     nothing: Best = (0, 0, ())
     row: list[Best] = [nothing] * (len(frames) + 1)
-    for step in ordered:
+    for idx, step in enumerate(ordered):
         above, row = row, [nothing]
         for column, frame in enumerate(frames, start=1):
             options = [above[column], row[column - 1]]
             if frame > step.last_old_frame_idx:
-                pairs, total, delays = above[column - 1]
-                delay = max(0, frame - step.frame_idx)
-                options.append((pairs - 1, total + delay, (*delays, delay)))
+                count, total, pairs = above[column - 1]
+                options.append(
+                    (count - 1, total + _delay(step, frame), (*pairs, (idx, column - 1)))
+                )
             row.append(min(options, key=lambda option: option[:2]))
-    return [float(delay) for delay in row[-1][2]]
+    return row[-1][2]
 
 
 def _ids_in_reported_order(
-    ground_truth: Sequence[GroundTruthStep], reported: Sequence[TimedStep]
+    ground_truth: Sequence[GroundTruthStep],
+    reported: Sequence[TimedStep],
+    pairs: Sequence[tuple[int, int]],
 ) -> list[int]:
-    """True ids in time; those of one frame, whose order nobody knows, as they were reported."""
+    """True ids in time; those of one frame, whose order nobody knows, as they were reported.
+
+    A step stands where its pair was reported; one without a pair where its id was first.
+    """
     first_report: dict[int, int] = {}
     for order, step in enumerate(reported):
         first_report.setdefault(step.step_id, order)
-    ordered = sorted(
-        ground_truth,
-        key=lambda step: (step.frame_idx, first_report.get(step.step_id, len(reported))),
-    )
-    return [step.step_id for step in ordered]
+    place = dict(pairs)
+
+    def key(truth_idx: int) -> tuple[int, int]:
+        step = ground_truth[truth_idx]
+        unpaired = first_report.get(step.step_id, len(reported))
+        return step.frame_idx, place.get(truth_idx, unpaired)
+
+    return [ground_truth[idx].step_id for idx in sorted(range(len(ground_truth)), key=key)]
 
 
 def _ratio(part: float, whole: float, if_nothing: float) -> float:
@@ -283,6 +353,7 @@ def _published_score(
 ) -> PublishedScore:
     fn_count = unpaired_count = early_count = 0
     delay_by_truth: dict[int, int] = {}
+    by_step: dict[int, StepCounts] = {}
     for step_id in sorted({entry[1] for entry in (*truth, *reports)}):
         mine = [idx for idx, entry in enumerate(truth) if entry[1] == step_id]
         theirs = [idx for idx, entry in enumerate(reports) if entry[1] == step_id]
@@ -293,14 +364,19 @@ def _published_score(
         else:
             taken = _pair(theirs, reports, truth, step_id, distance)
             pairs = [(truth_idx, report_idx) for report_idx, truth_idx in taken]
-        for truth_idx, report_idx in pairs:
-            delay = reports[report_idx][0] - truth[truth_idx][0]
-            if delay < 0:
-                early_count += 1
-            else:
-                # A ground truth paired a second time, by another step's report, keeps the later.
-                delay_by_truth[truth_idx] = delay
-    delays = list(delay_by_truth.values())
+        delays = [(t, reports[r][0] - truth[t][0]) for t, r in pairs]
+        on_time = [(truth_idx, delay) for truth_idx, delay in delays if delay >= 0]
+        early_count += len(pairs) - len(on_time)
+        # A ground truth paired a second time keeps the later delay.
+        delay_by_truth.update(on_time)
+        by_step[step_id] = StepCounts(
+            true_count=len(mine),
+            reported_count=len(theirs),
+            tp_count=len(on_time),
+            fn_count=max(0, len(mine) - len(theirs)),
+            delays_frames=tuple(float(delay) for _, delay in on_time),
+        )
+    kept = [float(delay) for delay in delay_by_truth.values()]
     fp_count = unpaired_count + early_count
     tp_count = len(reports) - fp_count
     precision = tp_count / ((tp_count + fp_count) or _TINY)
@@ -313,7 +389,11 @@ def _published_score(
         system_tp_count=tp_count,
         f1=2 * precision * recall / (precision + recall + _TINY),
         pos=pos,
-        mean_delay_frames=sum(delays) / len(delays) if delays else delay_without_pair,
+        precision=precision,
+        recall=recall,
+        mean_delay_frames=sum(kept) / len(kept) if kept else delay_without_pair,
+        delays_frames=tuple(kept),
+        by_step=by_step,
     )
 
 

@@ -1,6 +1,8 @@
-"""Procedure step recognition: component logic over detections.
+"""Procedure step recognition: component logic over detections and clips.
 
-`procedure` holds what a task's steps are, `detections` reads detected assembly states, `logic`
-turns them into completed steps frame by frame (B1, B2, B3), `confidence_sums` is what B2 and B3
-accumulate.
+What a task's steps are: `procedure`, `procedure_document` (Keystep's own files),
+`procedure_files` (any of them). What is seen: `detections`, `clips`. From it to completed steps,
+frame by frame: `logic` (B1, B2, B3), `temporal` (branch 2), `fusion` and `soft_voting` (STORM-PSR),
+over `confidence_sums` and `merged_steps`; `methods` names them all. Files of whole recordings:
+`truth`, `steps_files`, `recording_files`; `timeline_picture` draws them.
 """

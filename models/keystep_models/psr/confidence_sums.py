@@ -71,4 +71,26 @@ class ConfidenceSums:
             raise DataError(f"expected a snapshot of confidence sums, got {snapshot!r}") from error
         if not all(math.isfinite(total) for total in sums.values()):
             raise DataError(f"expected finite sums, got {sums}")
-        self._sum_by_step, self._gained = sums, gained
+        self._sum_by_step.clear()  # in place: another branch may share the mapping
+        self._sum_by_step.update(sums)
+        self._gained = gained
+
+    def unite(self, other: ConfidenceSums, *, weight: float) -> None:
+        """Replace both sums by (1 - weight) x own + weight x other's, from then on one vector.
+
+        Both go on adding to it and decaying it; which steps gained stays each one's own.
+        """
+        if self._sum_by_step is other._sum_by_step:
+            return
+        for step_id in {*self._sum_by_step, *other._sum_by_step}:
+            self._sum_by_step[step_id] = self.blended(other, step_id, weight=weight)
+        other.share(self)
+
+    def share(self, other: ConfidenceSums) -> None:
+        """Give up the own sums for the other's, as one vector from now on."""
+        self._sum_by_step = other._sum_by_step
+
+    def blended(self, other: ConfidenceSums, step_id: int, *, weight: float) -> float:
+        """One step's (1 - weight) x own sum + weight x the other's; changes nothing."""
+        mine, theirs = self._sum_by_step.get(step_id, 0.0), other._sum_by_step.get(step_id, 0.0)
+        return (1.0 - weight) * mine + weight * theirs

@@ -85,8 +85,7 @@ class StepLogic(ABC):
                 f"expected a frame after {self._frame_idx}, got frame {frame_idx}; frames must come"
                 " in order, a new recording needs a new logic object"
             )
-        if detections:
-            self._check(detections)
+        check_detections(self.procedure, detections)
         self._frame_idx = frame_idx
         return [
             StepCompletion(frame_idx, step.id, 1.0, step.component_idx, step.kind)
@@ -135,21 +134,6 @@ class StepLogic(ABC):
     @abstractmethod
     def _restore_sums(self, sums: Mapping[str, Any] | None) -> None:
         """Take over what `_snapshot_sums` gave; changes nothing when it raises."""
-
-    def _check(self, detections: Sequence[Detection]) -> None:
-        class_count = len(self.procedure.states)
-        for detection in detections:
-            if not 0 <= detection.class_id < class_count:
-                raise DataError(
-                    f"expected a class from 0 to {class_count - 1} (procedure"
-                    f" {self.procedure.name!r}), got {detection.class_id}; does the detector belong"
-                    " to this procedure?"
-                )
-            if not 0.0 <= detection.confidence <= 1.0:
-                raise DataError(
-                    f"expected a confidence from 0 to 1, got {detection.confidence} for class"
-                    f" {detection.class_id}"
-                )
 
     def _parse_state(self, raw_state: Sequence[int] | None) -> ComponentState | None:
         if raw_state is None:
@@ -208,10 +192,9 @@ class AccumulatingLogic(StepLogic):
 
     def __init__(self, procedure: Procedure, *, threshold: float = 8.0, decay: float = 0.75):
         super().__init__(procedure)
-        if not (math.isfinite(threshold) and threshold > 0):
-            raise ConfigError(f"expected a threshold above 0, got {threshold}")
+        check_threshold(threshold)
         self.threshold = threshold
-        self._sums = ConfidenceSums(decay=decay)
+        self.sums = ConfidenceSums(decay=decay)
 
     def _advance(self, detections: Sequence[Detection]) -> Sequence[ProcedureStep]:
         completed: list[ProcedureStep] = []
@@ -222,7 +205,7 @@ class AccumulatingLogic(StepLogic):
                 self._state = seen
             elif seen is not None:
                 completed = self._accumulate(self._state, seen, first.confidence)
-        self._sums.decay()
+        self.sums.decay()
         return completed
 
     def _accumulate(
@@ -230,8 +213,8 @@ class AccumulatingLogic(StepLogic):
     ) -> list[ProcedureStep]:
         completed = []
         for step in self.procedure.steps_between(before, seen):
-            if self._sums.add(step.id, confidence) > self.threshold:
-                self._sums.reset(step.id)
+            if self.sums.add(step.id, confidence) > self.threshold:
+                self.sums.reset(step.id)
                 if self._accepts(step):
                     completed.append(step)
         if completed:
@@ -245,7 +228,7 @@ class AccumulatingLogic(StepLogic):
         return True
 
     def _snapshot_sums(self) -> dict[str, Any]:
-        return {"threshold": self.threshold, **self._sums.snapshot()}
+        return {"threshold": self.threshold, **self.sums.snapshot()}
 
     def _restore_sums(self, sums: Mapping[str, Any] | None) -> None:
         threshold = None if sums is None else sums["threshold"]
@@ -253,7 +236,7 @@ class AccumulatingLogic(StepLogic):
             raise DataError(
                 f"expected sums accumulated towards threshold {self.threshold}, got {threshold}"
             )
-        self._sums.restore(sums)
+        self.sums.restore(sums)
 
 
 class ProcedureAwareLogic(AccumulatingLogic):
@@ -272,6 +255,28 @@ class ProcedureAwareLogic(AccumulatingLogic):
         if raw_state is None:
             raise DataError("expected a state in a snapshot of b3, which always has one, got none")
         return super()._parse_state(raw_state)
+
+
+def check_detections(procedure: Procedure, detections: Sequence[Detection]) -> None:
+    """Raise DataError unless a frame's detections are ones the procedure's detector can make."""
+    class_count = len(procedure.states)
+    for detection in detections:
+        if not 0 <= detection.class_id < class_count:
+            raise DataError(
+                f"expected a class from 0 to {class_count - 1} (procedure {procedure.name!r}), got"
+                f" {detection.class_id}; does the detector belong to this procedure?"
+            )
+        if not 0.0 <= detection.confidence <= 1.0:
+            raise DataError(
+                f"expected a confidence from 0 to 1, got {detection.confidence} for class"
+                f" {detection.class_id}"
+            )
+
+
+def check_threshold(threshold: float) -> None:
+    """ConfigError unless a sum of confidences can be asked to exceed it."""
+    if not (math.isfinite(threshold) and threshold > 0):
+        raise ConfigError(f"expected a threshold above 0, got {threshold}")
 
 
 def make_logic(

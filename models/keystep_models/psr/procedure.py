@@ -39,6 +39,8 @@ class ProcedureStep:
     """One change of one component that a recording can show.
 
     `expected` says whether the procedure asks for it; the others can only be seen, not followed.
+    An `optional` step may be left out, a `repeatable` one may happen again, an `undoable` one may
+    be taken back. `requires` are the ids of steps that are expected before this one.
     """
 
     id: int
@@ -46,6 +48,10 @@ class ProcedureStep:
     component_idx: int
     kind: StepKind
     expected: bool
+    optional: bool = False
+    repeatable: bool = False
+    undoable: bool = True
+    requires: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +87,11 @@ class Procedure:
                 " and kind, once; some occur twice; remove the duplicates"
             )
         for step in self.steps:
+            if not by_id.keys() >= set(step.requires):
+                raise DataError(
+                    f"procedure {self.name!r}, step {step.id}: expected known ids in requires, got"
+                    f" {sorted(set(step.requires) - by_id.keys())}"
+                )
             if not 0 <= step.component_idx < self.component_count:
                 raise DataError(
                     f"procedure {self.name!r}, step {step.id}: expected component 0 to"
@@ -151,7 +162,8 @@ class Procedure:
     ) -> tuple[ProcedureStep, ...]:
         """Those of `remaining_steps` that can be done now, in document order.
 
-        An installation that first needs a removal of the same component is left out.
+        An installation that first needs a removal of the same component is left out, and so is a
+        step that requires others not yet completed.
 
         Args:
             state: Present value of every component, length C, each -1, 0 or 1.
@@ -160,11 +172,17 @@ class Procedure:
         Raises:
             DataError: `state` is not a state vector of this procedure.
         """
+        done_ids = frozenset(done)
         return tuple(
             step
-            for step in self.remaining_steps(state, done)
+            for step in self.remaining_steps(state, done_ids)
             if state[step.component_idx] != VALUE_AFTER[step.kind]
+            and all(self._is_met(required, state, done_ids) for required in step.requires)
         )
+
+    def _is_met(self, step_id: int, state: Sequence[int], done: frozenset[int]) -> bool:
+        required = self.step(step_id)
+        return step_id in done or state[required.component_idx] == VALUE_AFTER[required.kind]
 
     def _remains(self, step: ProcedureStep, state: Sequence[int], done: frozenset[int]) -> bool:
         value = state[step.component_idx]
@@ -276,16 +294,7 @@ def _parse_industreal(
     states: tuple[ComponentState | None, ...],
     initial_state: ComponentState | None,
 ) -> Procedure:
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{source}: expected JSON, got {error}; fetch the file again") from error
-    if not isinstance(rows, list) or not rows:
-        raise DataError(
-            f"{source}: expected a non-empty list of steps, got {type(rows).__name__}; is this"
-            " a procedure_info file?"
-        )
-    steps = tuple(_parse_step(row, task, f"{source}, entry {idx}") for idx, row in enumerate(rows))
+    steps = parse_industreal_steps(text, source=source, task=task)
     component_count = 1 + max(step.component_idx for step in steps)
     return Procedure(
         name=name,
@@ -295,6 +304,23 @@ def _parse_industreal(
         initial_state=(0,) * component_count if initial_state is None else initial_state,
         states=states,
     )
+
+
+def parse_industreal_steps(text: str, *, source: str, task: str) -> tuple[ProcedureStep, ...]:
+    """Steps of a procedure_info file's text, in its order; DataError where one is malformed.
+
+    Ids may still occur twice; a `Procedure` refuses that.
+    """
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{source}: expected JSON, got {error}; fetch the file again") from error
+    if not isinstance(rows, list) or not rows:
+        raise DataError(
+            f"{source}: expected a non-empty list of steps, got {type(rows).__name__}; is this"
+            " a procedure_info file?"
+        )
+    return tuple(_parse_step(row, task, f"{source}, entry {idx}") for idx, row in enumerate(rows))
 
 
 def _parse_step(row: object, task: str, where: str) -> ProcedureStep:

@@ -3,6 +3,7 @@
 Usage: python generate.py PATH_TO/psr.json
 """
 
+import gzip
 import json
 import sys
 from pathlib import Path
@@ -22,10 +23,30 @@ def trim(recording: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
+def clips(recording: dict[str, Any]) -> dict[str, Any]:
+    """Clip outputs, in thousandths as the source rounds them, and each branch's own steps."""
+    first = next(idx for idx, (predicted, _) in enumerate(recording["temporal"]) if predicted)
+    frames = recording["temporal"][first:]
+    storm = recording["expected"]["storm"]
+    return {
+        "window_frames": recording["window_frames"],
+        "first_frame": first,
+        "predicted": ["".join(map(str, predicted)) for predicted, _ in frames],
+        "thousandths": [[round(1000 * value) for value in values] for _, values in frames],
+        "branch_steps": {
+            branch: [[step["frame"], step["id"], step["conf"]] for step in storm[f"{branch}_steps"]]
+            for branch in ("detector", "temporal")
+        },
+    }
+
+
 def main() -> None:
     recordings = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     text = json.dumps([trim(recording) for recording in recordings], separators=(",", ":"))
     Path(__file__).with_name("recordings.json").write_text(text + "\n", encoding="utf-8")
+    text = json.dumps([clips(recording) for recording in recordings], separators=(",", ":"))
+    archive = gzip.compress(text.encode(), compresslevel=9, mtime=0)
+    Path(__file__).with_name("clips.json.gz").write_bytes(archive)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Subcommands of `keystep` that the models add; what a command needs is imported when it runs."""

@@ -1,0 +1,77 @@
+"""`keystep procedure check` and `keystep procedure convert`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from keystep_models.commands.psr_options import (
+    InitialStateOption,
+    StatesOption,
+    choose_procedure,
+    parse_initial_state,
+)
+
+if TYPE_CHECKING:
+    from keystep_models.psr.procedure_document import ProcedureDocument
+
+
+def check(
+    file: Annotated[Path, typer.Argument(help="Keystep's document, or a procedure_info file.")],
+    task: Annotated[
+        str | None, typer.Option(help="Only this task of a procedure_info file.")
+    ] = None,
+    initial_state: InitialStateOption = None,
+) -> None:
+    """Say what is wrong with a procedure, one line each (exit 1), or what it holds."""
+    from keystep_models.psr.procedure_document import find_problems
+    from keystep_models.psr.procedure_files import documents_to_check
+
+    documents = documents_to_check(file, task, parse_initial_state(initial_state))
+    has_problems = False
+    for document in documents:
+        problems = find_problems(document)
+        has_problems |= bool(problems)
+        for problem in problems:
+            typer.echo(f"{file}: {document.task}: {' '.join(problem.split())}")
+        if not problems:
+            typer.echo(_summary(document))
+    if has_problems:
+        raise typer.Exit(1)
+
+
+def _summary(document: ProcedureDocument) -> str:
+    steps = document.steps
+    expected = [step for step in steps if step.expected]
+    counts = {
+        "optional": sum(step.optional for step in steps),
+        "repeatable": sum(step.repeatable for step in steps),
+        "order relations": sum(len(step.requires) for step in steps),
+        "detector classes": len(document.detector_states),
+    }
+    return (
+        f"{document.name}: task {document.task}, {len(document.components)} components,"
+        f" {len(steps)} steps, {len(expected)} of them expected, "
+        + ", ".join(f"{count} {what}" for what, count in counts.items())
+        + ": no problem found"
+    )
+
+
+def convert(
+    file: Annotated[
+        str, typer.Argument(help="procedure_info file, or built in: industreal-assy, ...")
+    ],
+    out: Annotated[Path, typer.Option(help="The document to write (JSON).")],
+    task: Annotated[str | None, typer.Option(help="Which task: assy, main, ...")] = None,
+    states: StatesOption = None,
+    initial_state: InitialStateOption = None,
+) -> None:
+    """Write a published procedure as Keystep's own document, to be edited and checked."""
+    from keystep_models.psr.procedure_document import of_procedure, write_document
+
+    choice = choose_procedure(file, task, states, initial_state)
+    procedure = choice.of_recording("")
+    write_document(of_procedure(procedure), out)
+    typer.echo(f"{out}: {procedure.name}, {len(procedure.steps)} steps")
