@@ -11,10 +11,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 from av.video.frame import VideoFrame
-from keystep_models.steps.contact_sheet import ContactTile, draw_contact_sheet
 
 from keystep_capture.recording import read_frames
 from keystep_models.psr.procedure import Procedure
+from keystep_models.steps.contact_sheet import ContactTile, draw_contact_sheet
 from keystep_models.steps.extraction import KeyStepSegment, extract_key_steps
 from keystep_server.features import APPEARANCE, read_ticks
 from keystep_server.storage import (
