@@ -189,7 +189,6 @@ async def test_pv_that_was_not_started_is_closed_without_data(coffee: SimulatedH
     [
         pv.PvConfig.live(width=640, height=480, fps=30),
         pv.PvConfig.live(width=640, height=360, fps=60),
-        pv.PvConfig.live(width=640, height=360, fps=30, profile=pv.VideoProfile.HEVC_MAIN),
         pv.PvConfig(mode=0, width=640, height=360, fps=30, bitrate_bps=0),
         pv.PvConfig(mode=0, width=640, height=360, fps=30, bitrate_bps=1, divisor=0),
         pv.PvConfig(mode=0, width=640, height=360, fps=30, bitrate_bps=1, profile=9),

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -17,19 +16,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from keystep_capture.errors import DeviceError
+from keystep_capture.errors import ConfigError
 from keystep_hololens.hl2ss import personal_video as pv
 from keystep_hololens.hl2ss import remote_configuration as rc
-from keystep_hololens.hl2ss.protocol import (
-    DEFAULT_BASE_PORT,
-    PACKET_HEADER_SIZE,
-    POSE_SIZE,
-    Packet,
-    Port,
-    decode_packet_header,
-    decode_pose,
-    port,
-)
+from keystep_hololens.hl2ss.connection import Connection, connect, packets
+from keystep_hololens.hl2ss.protocol import DEFAULT_BASE_PORT, Packet, Port
 from keystep_hololens.hl2ss.spatial_input import (
     SPATIAL_INPUT_SIZE,
     SpatialInput,
@@ -40,8 +31,9 @@ from keystep_hololens.hl2ss.spatial_input import (
 class PvPacket(NamedTuple):
     """One frame of personal video.
 
-    `encoded` is one Annex B access unit, a view of the receive buffer; `pose` is the wire's
-    row-vector (4, 4) float32 matrix, camera -> world, None in mode 0 or when it is not known.
+    `encoded` is one Annex B access unit (or a raw frame), a view of the receive buffer; `pose` is
+    the wire's row-vector (4, 4) float32 matrix, camera -> world, None in mode 0 or when it is not
+    known.
     """
 
     timestamp_hns: int
@@ -65,109 +57,6 @@ class ClockProbe(NamedTuple):
     local_receive_ns: int
 
 
-class _Connection:
-    """A connected socket whose reads are bounded in time and size."""
-
-    def __init__(self, connected: socket.socket, where: str, read_timeout_s: float) -> None:
-        self._socket = connected
-        self._loop = asyncio.get_running_loop()
-        self._read_timeout_s = read_timeout_s
-        self._received = False
-        self.where = where
-
-    async def send(self, data: bytes) -> None:
-        try:
-            async with asyncio.timeout(self._read_timeout_s):
-                await self._loop.sock_sendall(self._socket, data)
-        except TimeoutError as error:
-            raise DeviceError(f"{self.where} takes no data") from error
-        except OSError as error:
-            raise DeviceError(f"{self.where} closed the connection: {error}") from error
-
-    async def read(self, size: int) -> bytearray:
-        """Read exactly `size` bytes into a buffer of their own."""
-        buffer = bytearray(size)
-        if await self._fill(memoryview(buffer)) < size:
-            raise DeviceError(f"{self.where} closed the connection inside a message")
-        return buffer
-
-    async def read_or_end(self, size: int) -> bytearray | None:
-        """Read exactly `size` bytes, or return None where the connection ends before the first."""
-        buffer = bytearray(size)
-        count = await self._fill(memoryview(buffer))
-        if 0 < count < size:
-            raise DeviceError(f"{self.where} closed the connection inside a message")
-        return buffer if count else None
-
-    async def _fill(self, view: memoryview) -> int:
-        count = 0
-        try:
-            async with asyncio.timeout(self._read_timeout_s):
-                while count < len(view):
-                    received = await self._loop.sock_recv_into(self._socket, view[count:])
-                    if not received:
-                        break
-                    count += received
-                    self._received = True
-        except TimeoutError as error:
-            raise DeviceError(self._silence()) from error
-        except ConnectionError:
-            return count
-        return count
-
-    def _silence(self) -> str:
-        if self._received:
-            return f"{self.where} sent nothing more for {self._read_timeout_s:g} s"
-        return (
-            f"{self.where} accepted the connection and stays silent for {self._read_timeout_s:g} s:"
-            " another client may hold this port, or a permission prompt waits on the headset"
-        )
-
-
-@asynccontextmanager
-async def _connect(
-    host: str, kind: Port, base_port: int, *, connect_timeout_s: float, read_timeout_s: float
-) -> AsyncIterator[_Connection]:
-    address = (host, port(kind, base_port))
-    where = f"headset {host}:{address[1]} ({kind.name.lower()})"
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as connecting:
-        connecting.setblocking(False)
-        connecting.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        try:
-            async with asyncio.timeout(connect_timeout_s):
-                await asyncio.get_running_loop().sock_connect(connecting, address)
-        except TimeoutError as error:
-            raise DeviceError(
-                f"{where} did not answer within {connect_timeout_s:g} s; is it on this network?"
-            ) from error
-        except ConnectionRefusedError as error:
-            raise DeviceError(
-                f"{where} refused the connection: start the hl2ss app, or it lacks this stream"
-            ) from error
-        except OSError as error:
-            raise DeviceError(f"{where} cannot be reached: {error}") from error
-        yield _Connection(connecting, where, read_timeout_s)
-
-
-async def _packets(
-    connection: _Connection, *, with_pose: bool, smallest: int, largest: int, why_closed: str
-) -> AsyncIterator[Packet]:
-    """Yield packets until the headset closes between two of them."""
-    count = 0
-    while (head := await connection.read_or_end(PACKET_HEADER_SIZE)) is not None:
-        timestamp_hns, size = decode_packet_header(head)
-        if not smallest <= size <= largest:
-            raise DeviceError(
-                f"{connection.where} announces a payload of {size} bytes, expected"
-                f" {smallest} to {largest}: not this stream, or out of step"
-            )
-        body = memoryview(await connection.read(size + POSE_SIZE * with_pose))
-        yield Packet(timestamp_hns, body[:size], decode_pose(body[size:]) if with_pose else None)
-        count += 1
-    if count == 0:
-        raise DeviceError(f"{connection.where} closed without data: {why_closed}")
-
-
 async def open_pv(
     host: str,
     config: pv.PvConfig,
@@ -185,7 +74,7 @@ async def open_pv(
         ConfigError: `config` does not fit the wire.
     """
     request = pv.encode_pv_request(pv.PvRequest(stream=config))
-    async with _connect(
+    async with connect(
         host,
         Port.PERSONAL_VIDEO,
         base_port,
@@ -193,7 +82,7 @@ async def open_pv(
         read_timeout_s=read_timeout_s,
     ) as connection:
         await connection.send(request)
-        async for packet in _packets(
+        async for packet in packets(
             connection,
             with_pose=config.mode == 1,
             smallest=0,
@@ -226,14 +115,14 @@ async def open_spatial_input(
     Raises:
         DeviceError: Not reachable, silent, closed without data, out of step or cut off.
     """
-    async with _connect(
+    async with connect(
         host,
         Port.SPATIAL_INPUT,
         base_port,
         connect_timeout_s=connect_timeout_s,
         read_timeout_s=read_timeout_s,
     ) as connection:
-        async for packet in _packets(
+        async for packet in packets(
             connection,
             with_pose=False,
             smallest=SPATIAL_INPUT_SIZE,
@@ -256,7 +145,7 @@ async def read_pv_calibration(
     Raises:
         DeviceError: Not reachable, silent, or closed before the 208 bytes were there.
     """
-    async with _connect(
+    async with connect(
         host,
         Port.PERSONAL_VIDEO,
         base_port,
@@ -286,7 +175,7 @@ async def stop_pv(
 
 
 async def _switch_pv(host: str, request: pv.PvRequest, base_port: int, timeout_s: float) -> None:
-    async with _connect(
+    async with connect(
         host,
         Port.PERSONAL_VIDEO,
         base_port,
@@ -332,13 +221,59 @@ class RemoteConfigurationClient:
                 probes.append(ClockProbe(sent_ns, device_hns, now_ns()))
         return probes
 
+    async def map_camera_points(
+        self, kind: Port, mapping: rc.PointMapping, points: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """Map points of a Research Mode camera between image and unit plane.
+
+        Args:
+            kind: Which camera.
+            mapping: Direction.
+            points: Shape (N, 2): pixels, or unit-plane coordinates.
+
+        Returns:
+            Shape (N, 2), float32.
+        """
+        flat = np.asarray(points, np.float32).ravel().tolist()
+        arguments = (DEFAULT_BASE_PORT + kind, int(mapping), len(flat) // 2, *flat)
+        return (await self._ask_floats(rc.Command.RM_MAP_CAMERA_POINTS, arguments)).reshape(-1, 2)
+
+    async def rig_poses(self, timestamps_hns: Sequence[int]) -> NDArray[np.float32]:
+        """Ask where the rig node was; returns (N, 4, 4) float32, row vectors, rig -> world.
+
+        A pose that is not known is 16 zeros.
+        """
+        arguments = (len(timestamps_hns), *timestamps_hns)
+        floats = await self._ask_floats(rc.Command.RM_RIG_NODE_WORLD_POSES, arguments)
+        return floats.reshape(-1, 4, 4)
+
+    async def configure(self, *calls: rc.RcCall) -> None:
+        """Run commands that are not answered; returns when the headset has read them all.
+
+        Raises:
+            ConfigError: One of them is answered.
+        """
+        if any(rc.reply_size(call) for call in calls):
+            raise ConfigError("only commands without a reply can be run together")
+        async with self._connect() as connection:
+            await connection.send(b"".join(map(rc.encode_call, calls)))
+            await _exchange(connection, rc.RcCall(rc.Command.APPLICATION_VERSION))
+
+    async def _ask_floats(
+        self, command: rc.Command, arguments: tuple[int | float, ...]
+    ) -> NDArray[np.float32]:
+        call = rc.RcCall(command, arguments)
+        async with self._connect() as connection:
+            await connection.send(rc.encode_call(call))
+            return np.frombuffer(await connection.read(rc.reply_size(call)), "<f4")
+
     async def _ask(self, call: rc.RcCall) -> tuple[int, ...]:
         async with self._connect() as connection:
             return await _exchange(connection, call)
 
     @asynccontextmanager
-    async def _connect(self) -> AsyncIterator[_Connection]:
-        async with _connect(
+    async def _connect(self) -> AsyncIterator[Connection]:
+        async with connect(
             self.host,
             Port.REMOTE_CONFIGURATION,
             self.base_port,
@@ -348,7 +283,7 @@ class RemoteConfigurationClient:
             yield connection
 
 
-async def _exchange(connection: _Connection, call: rc.RcCall) -> tuple[int, ...]:
+async def _exchange(connection: Connection, call: rc.RcCall) -> tuple[int, ...]:
     reply = rc.REPLIES[call.command]
     await connection.send(rc.encode_call(call))
     return reply.unpack(await connection.read(reply.size))

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keystep_capture.errors import ConfigError, DeviceError
-from keystep_hololens.hl2ss.protocol import Bytes
+from keystep_hololens.hl2ss.protocol import Bytes, NeedMoreError, Reader
 
 PV_METADATA_SIZE = 80
 PV_CALIBRATION_SIZE = 208
@@ -33,6 +33,19 @@ class VideoProfile(enum.IntEnum):
 
 DEFAULT_LEVEL = 255
 
+_OPTION = struct.Struct("<QQ")
+
+
+def encode_options(options: tuple[tuple[int, int], ...]) -> bytes:
+    """Return encoder options (key, value) as any video stream's configuration ends with."""
+    return b"".join(_OPTION.pack(key, value) for key, value in options)
+
+
+def read_options(reader: Reader, count: int) -> tuple[tuple[int, int], ...]:
+    """Read so many encoder options off a configuration."""
+    return tuple(_OPTION.iter_unpack(reader.take(_OPTION.size * count)))
+
+
 _SIZES_AT_15_AND_30 = (
     (1952, 1100), (1920, 1080), (1504, 846), (1280, 720), (1128, 636),
     (960, 540), (760, 428), (640, 360), (500, 282), (424, 240),
@@ -46,7 +59,6 @@ PV_FORMATS: frozenset[tuple[int, int, int]] = frozenset(
 
 _PV_FORMAT = struct.Struct("<HHB")
 _PV_ENCODING = struct.Struct("<BBBIB")
-_OPTION = struct.Struct("<QQ")
 _PV_START = struct.Struct("<7B3f2I")
 _MODE_BITS, _START_BIT, _STOP_BIT = 3, 4, 8
 
@@ -207,30 +219,30 @@ def _encode_pv_config_tail(config: PvConfig) -> bytes:
     encoding = _PV_ENCODING.pack(
         config.divisor, config.profile, config.level, config.bitrate_bps, len(config.options)
     )
-    options = b"".join(_OPTION.pack(key, value) for key, value in config.options)
+    options = encode_options(config.options)
     return _PV_FORMAT.pack(config.width, config.height, config.fps) + encoding + options
 
 
 def parse_pv_request(data: Bytes) -> PvRequest | None:
     """Read what a client sent on the PV port, None if incomplete. Values are not judged."""
-    reader = _Reader(data)
+    reader = Reader(data)
     try:
         mode = reader.take(1)[0]
         start = PvStart.decode(reader.take(_PV_START.size)) if mode & _START_BIT else None
         stream = _read_pv_stream(reader, mode & _MODE_BITS)
-    except _NeedMoreError:
+    except NeedMoreError:
         return None
     return PvRequest(start=start, stop=bool(mode & _STOP_BIT), stream=stream)
 
 
-def _read_pv_stream(reader: _Reader, mode: int) -> PvConfig | PvCalibrationRequest | None:
+def _read_pv_stream(reader: Reader, mode: int) -> PvConfig | PvCalibrationRequest | None:
     if mode == 3:  # reserved: only the camera's switch
         return None
     width, height, fps = _PV_FORMAT.unpack(reader.take(_PV_FORMAT.size))
     if mode == 2:
         return PvCalibrationRequest(width=width, height=height, fps=fps)
     divisor, profile, level, bitrate, count = _PV_ENCODING.unpack(reader.take(_PV_ENCODING.size))
-    options = tuple(_OPTION.iter_unpack(reader.take(_OPTION.size * count)))
+    options = read_options(reader, count)
     return PvConfig(
         mode=mode,
         width=width,
@@ -242,21 +254,6 @@ def _read_pv_stream(reader: _Reader, mode: int) -> PvConfig | PvCalibrationReque
         bitrate_bps=bitrate,
         options=options,
     )
-
-
-class _NeedMoreError(Exception):
-    """The message has not arrived in full."""
-
-
-class _Reader:
-    def __init__(self, data: Bytes) -> None:
-        self._view = memoryview(data)
-
-    def take(self, size: int) -> memoryview:
-        if len(self._view) < size:
-            raise _NeedMoreError
-        taken, self._view = self._view[:size], self._view[size:]
-        return taken
 
 
 # --- headset to client ---------------------------------------------------------------------------
@@ -383,3 +380,36 @@ class PvCalibration:
         return cls(
             **{name: part.reshape(4, 4) if size == 16 else part for (name, size), part in parts}
         )
+
+
+def raw_frame_size(width: int, height: int) -> int:
+    """Bytes of a raw frame (profile 255): NV12 with rows padded to a multiple of 64."""
+    return raw_row_stride(width) * height * 3 // 2
+
+
+def raw_row_stride(width: int) -> int:
+    """Bytes from row to row of a raw frame."""
+    return -(-width // 64) * 64
+
+
+def decode_raw_frame(data: Bytes, width: int, height: int) -> NDArray[np.uint8]:
+    """View a raw PV frame as NV12 without its padding, shape (height * 3 / 2, width), uint8.
+
+    Raises:
+        DeviceError: It does not have the bytes of this size.
+    """
+    if len(data) != raw_frame_size(width, height):
+        raise DeviceError(
+            f"a raw {width}x{height} frame has {raw_frame_size(width, height)} bytes,"
+            f" got {len(data)}"
+        )
+    rows = np.frombuffer(data, np.uint8).reshape(height * 3 // 2, raw_row_stride(width))
+    return rows[:, :width]
+
+
+def encode_raw_frame(nv12: NDArray[np.uint8]) -> bytes:
+    """Return an NV12 picture of shape (height * 3 / 2, width) as a raw frame, rows padded."""
+    rows, width = nv12.shape
+    padded = np.zeros((rows, raw_row_stride(width)), np.uint8)
+    padded[:, :width] = nv12
+    return padded.tobytes()

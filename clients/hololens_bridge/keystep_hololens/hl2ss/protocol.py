@@ -54,6 +54,28 @@ def port(kind: Port, base: int = DEFAULT_BASE_PORT) -> int:
     return base + kind
 
 
+class NeedMoreError(Exception):
+    """A message has not arrived in full; never leaves this package."""
+
+
+class Reader:
+    """Takes fields off the front of what has arrived."""
+
+    def __init__(self, data: Bytes) -> None:
+        self._view = memoryview(data)
+
+    def take(self, size: int) -> memoryview:
+        """Return the next `size` bytes.
+
+        Raises:
+            NeedMoreError: There are not as many yet.
+        """
+        if len(self._view) < size:
+            raise NeedMoreError
+        taken, self._view = self._view[:size], self._view[size:]
+        return taken
+
+
 _PACKET_HEADER = struct.Struct("<QI")
 PACKET_HEADER_SIZE = _PACKET_HEADER.size
 

@@ -81,6 +81,24 @@ REPLIES: dict[Command, struct.Struct] = {
 """Replies of fixed size. The two RM commands also reply, with as many floats as were asked for."""
 
 
+class PointMapping(enum.IntEnum):
+    """Direction of `RM_MAP_CAMERA_POINTS`."""
+
+    IMAGE_TO_UNIT_PLANE = 0
+    UNIT_PLANE_TO_IMAGE = 1
+
+
+def reply_size(call: RcCall) -> int:
+    """Bytes of the headset's answer, 0 for commands without."""
+    match call.command:
+        case Command.RM_MAP_CAMERA_POINTS:
+            return 8 * int(call.arguments[2])
+        case Command.RM_RIG_NODE_WORLD_POSES:
+            return 64 * int(call.arguments[0])
+        case _:
+            return REPLIES[call.command].size if call.command in REPLIES else 0
+
+
 @dataclass(frozen=True, slots=True)
 class RcCall:
     """One command with its arguments in the order of the wire (counted ones are flat)."""

@@ -1,13 +1,30 @@
 """A simulated HoloLens 2 that speaks hl2ss, for demos and tests without a headset.
 
-Its packets are made from real video, head poses and gaze pixels; what the sources lack is
-invented, and `keystep_capture/samples/data/README.md` says what.
+Its video, head poses and gaze pixels come from real recordings; what those lack is invented, and
+`keystep_capture/samples/data/README.md` says what. Everything of `Room` (depth, tracking cameras,
+IMU, eye tracker, hands, their calibration) and the microphone's tone are simulated: plausible, and
+measured on no device. `Faults` are ways to fail on request.
 """
 
 from keystep_hololens.simulator.clock import DeviceClock
+from keystep_hololens.simulator.faults import Faults
 from keystep_hololens.simulator.headset import SimulatedHeadset
-from keystep_hololens.simulator.ports import Faults
+from keystep_hololens.simulator.rig import Rig
+from keystep_hololens.simulator.room import Room
 from keystep_hololens.simulator.sensors import SensorSource
+from keystep_hololens.simulator.unity import AppKind, UnityApp
 from keystep_hololens.simulator.video import VideoSource
+from keystep_hololens.simulator.voice import VoiceControl
 
-__all__ = ["DeviceClock", "Faults", "SensorSource", "SimulatedHeadset", "VideoSource"]
+__all__ = [
+    "AppKind",
+    "DeviceClock",
+    "Faults",
+    "Rig",
+    "Room",
+    "SensorSource",
+    "SimulatedHeadset",
+    "UnityApp",
+    "VideoSource",
+    "VoiceControl",
+]

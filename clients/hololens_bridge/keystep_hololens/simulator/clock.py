@@ -29,19 +29,31 @@ class DeviceClock:
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     unix_ns: Callable[[], int] = time.time_ns
     utc_offset_hns: int = field(init=False)
+    _base_hns: int = field(init=False)
     _started_ns: int = field(init=False)
+    _drift_ppm: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.time_scale < float("inf"):
             raise ConfigError(f"time scale is above 0 and finite, got {self.time_scale}")
-        self._started_ns = self.monotonic_ns()
+        self.restart(self.origin_hns)
+
+    def restart(self, origin_hns: int) -> None:
+        """Show this time now, as after a reboot; the offset to UTC is taken anew."""
+        self._base_hns, self._started_ns = origin_hns, self.monotonic_ns()
         filetime_hns = self.unix_ns() // 100 + _FILETIME_OF_UNIX_EPOCH_HNS
-        self.utc_offset_hns = filetime_hns - self.origin_hns
+        self.utc_offset_hns = filetime_hns - origin_hns
+
+    def drift(self, ppm: float) -> None:
+        """Run fast by so many parts per million from now on; the time shown does not jump."""
+        self._base_hns, self._started_ns = self.now_hns(), self.monotonic_ns()
+        self._drift_ppm = ppm
 
     def now_hns(self) -> int:
         """Read the clock."""
         elapsed_ns = self.monotonic_ns() - self._started_ns
-        return self.origin_hns + round(elapsed_ns * self.time_scale / 100)
+        rate = self.time_scale * (1 + self._drift_ppm * 1e-6)
+        return self._base_hns + round(elapsed_ns * rate / 100)
 
     def utc_hns(self) -> int:
         """Read the clock as UTC FILETIME (100 ns since 1601); the offset is fixed at the start."""
@@ -72,3 +84,8 @@ class Playback:
             self._origin_hns = self.clock.now_hns()
             self.started.set()
         return self._origin_hns
+
+    def resume(self, elapsed_hns: int) -> None:
+        """Go on so far into the sample, after the clock was restarted."""
+        if self._origin_hns is not None:
+            self._origin_hns = self.clock.now_hns() - elapsed_hns

@@ -6,10 +6,11 @@ from typing import NamedTuple, Protocol
 
 
 class TimedPacket(NamedTuple):
-    """A framed packet and when it leaves the headset."""
+    """A framed packet, when it leaves the headset, and whether it needs none before it."""
 
     due_hns: int
     data: bytes
+    key_frame: bool = True
 
 
 class PacketStream(Protocol):

@@ -7,12 +7,12 @@ client only when a send fails.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import random
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TypeVar
 
 import structlog
@@ -20,38 +20,25 @@ import structlog
 from keystep_capture.errors import ConfigError, KeystepError
 from keystep_hololens.hl2ss.protocol import PACKET_HEADER_SIZE, Port, port
 from keystep_hololens.simulator.clock import DeviceClock
-from keystep_hololens.simulator.packets import PacketStream
+from keystep_hololens.simulator.faults import FaultSwitch
+from keystep_hololens.simulator.packets import PacketStream, TimedPacket
 
 _log = structlog.get_logger(__name__)
 _T = TypeVar("_T")
-_RECEIVE_SIZE = 4096
+_RECEIVE_SIZE = 65_536
+_SLOW_PIECES_PER_S = 50
 _FREE_BASE_ATTEMPTS = 50
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Faults:
-    """Ways in which a headset fails, for tests; packets are counted per connection from 0.
-
-    Attributes:
-        silent: Accept and never answer.
-        truncate_at: Send half of this packet and close.
-        oversize_at: Send this packet with an absurd length field.
-        drop_at: Close instead of sending this packet.
-    """
-
-    silent: bool = False
-    truncate_at: int | None = None
-    oversize_at: int | None = None
-    drop_at: int | None = None
 
 
 class Client:
     """One connected client."""
 
-    def __init__(self, connected: socket.socket) -> None:
+    def __init__(self, connected: socket.socket, kind: Port, switch: FaultSwitch) -> None:
         self._socket = connected
         self._loop = asyncio.get_running_loop()
         self._buffer = bytearray()
+        self._switch = switch
+        self.kind = kind
 
     async def receive(self, parse: Callable[[bytes], _T | None]) -> _T | None:
         """Read until `parse` makes something of all that has come; None if the client leaves."""
@@ -67,8 +54,15 @@ class Client:
         del self._buffer[:size]
 
     async def send(self, data: bytes) -> None:
-        """Send all; raises OSError if the client is gone."""
-        await self._loop.sock_sendall(self._socket, data)
+        """Send all, as fast as the link allows; raises OSError if the client is gone."""
+        await self._switch.while_stalled(self.kind)
+        rest = memoryview(data)
+        while (rate := self._switch.faults.on(self.kind).bytes_per_s) is not None and rest:
+            piece = rest[: max(1, int(rate / _SLOW_PIECES_PER_S))]
+            await self._loop.sock_sendall(self._socket, piece)
+            rest = rest[len(piece) :]
+            await self._switch.sleep(len(piece) / rate)
+        await self._loop.sock_sendall(self._socket, rest)
 
 
 def bind_ports(
@@ -125,25 +119,54 @@ def close_all(listeners: Mapping[Port, socket.socket]) -> None:
         listener.close()
 
 
-async def accept_one_by_one(
-    listener: socket.socket, kind: Port, serve: Callable[[Client], Awaitable[None]]
-) -> None:
-    """Serve clients forever, each to its end before the next is looked at."""
-    loop = asyncio.get_running_loop()
-    while True:
-        connected, peer = await loop.sock_accept(listener)
-        with connected:
-            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            try:
-                await serve(Client(connected))
-            except OSError as error:
-                _log.info("client left", port=kind.name, peer=peer[0], reason=str(error))
-            except KeystepError as error:
-                _log.warning("closed a client", port=kind.name, peer=peer[0], reason=str(error))
+class PortServer:
+    """One listening port and the client it serves."""
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        kind: Port,
+        serve: Callable[[Client], Awaitable[None]],
+        switch: FaultSwitch,
+    ) -> None:
+        self._listener, self._kind = listener, kind
+        self._serve, self._switch = serve, switch
+        self._serving: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Serve clients forever, each to its end before the next is looked at."""
+        loop = asyncio.get_running_loop()
+        while True:
+            connected, peer = await loop.sock_accept(self._listener)
+            with connected:
+                connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                client = Client(connected, self._kind, self._switch)
+                self._serving = asyncio.create_task(self._serve_one(client))
+                try:
+                    await asyncio.wait([self._serving])
+                finally:
+                    self._serving.cancel()
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await self._serving
+            _log.debug("client served", port=self._kind.name, peer=peer[0])
+
+    def disconnect(self) -> None:
+        """Close the present client's connection at once."""
+        if self._serving is not None:
+            self._serving.cancel()
+
+    async def _serve_one(self, client: Client) -> None:
+        try:
+            await self._switch.while_silent(self._kind)
+            await self._serve(client)
+        except OSError as error:
+            _log.info("client left", port=self._kind.name, reason=str(error))
+        except KeystepError as error:
+            _log.warning("closed a client", port=self._kind.name, reason=str(error))
 
 
 async def send_stream(
-    client: Client, stream: PacketStream, clock: DeviceClock, faults: Faults
+    client: Client, stream: PacketStream, clock: DeviceClock, switch: FaultSwitch
 ) -> None:
     """Send a stream's packets as they fall due, until its end or the client's.
 
@@ -152,21 +175,56 @@ async def send_stream(
     """
     loop = asyncio.get_running_loop()
     worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="headset-stream")
+    faulty = _FaultySender(client, switch)
     try:
-        count = 0
         while (packet := await loop.run_in_executor(worker, stream.next)) is not None:
             await clock.sleep_until(packet.due_hns)
-            if count == faults.drop_at:
+            if not await faulty.send(packet):
                 return
-            if count == faults.truncate_at:
-                await client.send(packet.data[: len(packet.data) // 2])
-                return
-            if count == faults.oversize_at:
-                head = packet.data[: PACKET_HEADER_SIZE - 4] + b"\xff\xff\xff\xff"
-                await client.send(head + packet.data[PACKET_HEADER_SIZE:])
-            else:
-                await client.send(packet.data)
-            count += 1
+        await faulty.flush()
     finally:
         worker.submit(stream.close)  # after a packet that is still being made
         worker.shutdown(wait=False)
+
+
+class _FaultySender:
+    """Sends one connection's packets, with the faults in force."""
+
+    def __init__(self, client: Client, switch: FaultSwitch) -> None:
+        self._client, self._switch = client, switch
+        self._count = 0
+        self._group_count = 0
+        self._held = b""
+        self._noise = random.Random(0)
+
+    async def send(self, packet: TimedPacket) -> bool:
+        """Send a packet or what becomes of it; False where the connection is to be closed."""
+        faults = self._switch.faults.on(self._client.kind)
+        count, self._count = self._count, self._count + 1
+        self._group_count = 1 if packet.key_frame else self._group_count + 1
+        if faults.gop_kept is not None and self._group_count > faults.gop_kept:
+            return True
+        data, going_on = packet.data, True
+        if count == faults.drop_at:
+            return False
+        if count == faults.reorder_at:
+            self._held = data
+            return True
+        if count == faults.truncate_at:
+            data, going_on = data[: len(data) // 2], False
+        elif count == faults.oversize_at:
+            head = data[: PACKET_HEADER_SIZE - 4] + b"\xff\xff\xff\xff"
+            data = head + data[PACKET_HEADER_SIZE:]
+        elif count == faults.garbage_at:
+            data = self._noise.randbytes(len(data))
+        elif count == faults.corrupt_at:
+            data = data[:PACKET_HEADER_SIZE] + self._noise.randbytes(len(data) - PACKET_HEADER_SIZE)
+        await self._client.send(data)
+        await self.flush()
+        return going_on
+
+    async def flush(self) -> None:
+        """Send the packet that was held back."""
+        held, self._held = self._held, b""
+        if held:
+            await self._client.send(held)

@@ -22,7 +22,7 @@ from keystep_capture.samples import (
     load_sensor_rows,
     load_truth,
 )
-from keystep_hololens.hl2ss.conventions import head_pose
+from keystep_hololens.hl2ss.conventions import Matrix, head_pose
 from keystep_hololens.hl2ss.protocol import HNS_PER_SECOND, encode_packet
 from keystep_hololens.hl2ss.spatial_input import EyeRay, SpatialInput, encode_spatial_input
 from keystep_hololens.simulator.packets import TimedPacket
@@ -67,14 +67,27 @@ class SensorSource:
         """How long it plays in device time; None if it never ends."""
         return None if self.loop else self.frame_count * self.period_hns
 
-    def sample_at(self, frame_idx: int) -> SpatialInput:
-        """Return what the headset says of one frame; hands are never known."""
+    def sample_at(self, frame_idx: int, world_from_published: Matrix | None = None) -> SpatialInput:
+        """Return what the headset says of one frame; hands are never known.
+
+        Args:
+            frame_idx: Number of the frame.
+            world_from_published: Where the headset's origin is; None: as published.
+        """
         row = self.rows.get(frame_idx)
         if row is None:
             return SpatialInput()
         world_from_head = head_axes(row.world_from_head_luf)
+        if world_from_published is not None:
+            world_from_head = world_from_published @ world_from_head
         eye = None if row.gaze_px is None else gaze_ray(world_from_head, row.gaze_px, self.camera)
         return SpatialInput(head=head_pose(world_from_head), eye=eye)
+
+    def head_at(self, time_s: float) -> Matrix | None:
+        """Return the published head (right, up, back) nearest a time of playback, if any."""
+        frame_idx = round(time_s * self.frame_rate_hz)
+        row = self.rows.get(frame_idx % self.frame_count if self.loop else frame_idx)
+        return None if row is None else head_axes(row.world_from_head_luf)
 
 
 def head_axes(world_from_head_luf: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -99,7 +112,15 @@ def gaze_ray(
 class SpatialInputPacketStream:
     """What one client is sent, from the frame that is next on."""
 
-    def __init__(self, source: SensorSource, *, origin_hns: int, now_hns: int) -> None:
+    def __init__(
+        self,
+        source: SensorSource,
+        *,
+        origin_hns: int,
+        now_hns: int,
+        world_from_published: Matrix | None = None,
+    ) -> None:
+        self._world_from_published = world_from_published
         elapsed_hns = max(0, now_hns - origin_hns)
         self._source, self._origin_hns = source, origin_hns
         self._frame_idx = -(-elapsed_hns // source.period_hns)
@@ -112,7 +133,9 @@ class SpatialInputPacketStream:
             frame_idx %= self._source.frame_count
         elif frame_idx >= self._source.frame_count:
             return None
-        self._payload = encode_spatial_input(self._source.sample_at(frame_idx), self._payload)
+        self._payload = encode_spatial_input(
+            self._source.sample_at(frame_idx, self._world_from_published), self._payload
+        )
         timestamp_hns = self._origin_hns + self._frame_idx * self._source.period_hns
         self._frame_idx += 1
         return TimedPacket(timestamp_hns, encode_packet(timestamp_hns, self._payload))

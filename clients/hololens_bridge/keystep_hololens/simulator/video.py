@@ -6,7 +6,7 @@ All of this blocks; the ports run it in a thread.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import NamedTuple
 import av
 import numpy as np
 from av.container import InputContainer
+from numpy.typing import NDArray
 
 from keystep_capture.errors import ConfigError, VideoError
 from keystep_hololens.hl2ss.conventions import pv_projection
@@ -24,18 +25,16 @@ from keystep_hololens.hl2ss.personal_video import (
     PvConfig,
     PvMetadata,
     VideoProfile,
+    encode_raw_frame,
 )
+from keystep_hololens.hl2ss.picture_decoder import is_keyframe
 from keystep_hololens.hl2ss.protocol import HNS_PER_SECOND, encode_packet
+from keystep_hololens.simulator.encoder import EncoderSettings, PictureEncoder
 from keystep_hololens.simulator.packets import TimedPacket
 
 HORIZONTAL_FIELD_OF_VIEW_DEG = 64.69
 """Nominal, of HoloLens 2's video profiles (Microsoft, "Locatable camera overview")."""
 
-H264_PROFILES = {
-    VideoProfile.H264_BASE: "baseline",
-    VideoProfile.H264_MAIN: "main",
-    VideoProfile.H264_HIGH: "high",
-}
 _LONGEST_WALK_S = 2.0
 
 
@@ -128,26 +127,6 @@ class _FrameReader:
                 yield _Shown(float((frame.pts - self._start_pts) * self._time_base), frame)
 
 
-def _open_encoder(config: PvConfig) -> av.VideoCodecContext:
-    """Make an encoder that gives one access unit per picture, each led by a 6-byte delimiter."""
-    encoder = av.VideoCodecContext.create("libx264", "w")
-    encoder.width, encoder.height = config.width, config.height
-    encoder.pix_fmt = "yuv420p"
-    encoder.framerate = Fraction(config.fps, config.divisor)
-    encoder.time_base = Fraction(config.divisor, config.fps)
-    encoder.bit_rate = config.bitrate_bps
-    encoder.gop_size = config.gop_size
-    encoder.max_b_frames = 0
-    encoder.thread_count = 1
-    encoder.options = {
-        "preset": "ultrafast",
-        "tune": "zerolatency",
-        "profile": H264_PROFILES[VideoProfile(config.profile)],
-        "x264-params": "aud=1:repeat-headers=1:scenecut=0",
-    }
-    return encoder
-
-
 class PvPacketStream:
     """What one client is sent: frames from `first_frame` on, beginning with a key frame.
 
@@ -155,16 +134,22 @@ class PvPacketStream:
     """
 
     def __init__(
-        self, source: VideoSource, config: PvConfig, *, origin_hns: int, now_hns: int
+        self,
+        source: VideoSource,
+        config: PvConfig,
+        *,
+        origin_hns: int,
+        now_hns: int,
+        pose_at: Callable[[float], NDArray[np.float32]] | None = None,
     ) -> None:
+        """Describe the stream; `pose_at` gives the camera's pose over playback time, if known."""
         elapsed_hns = max(0, now_hns - origin_hns)
         self._source, self._config, self._origin_hns = source, config, origin_hns
         self._frame_idx = -(-elapsed_hns * config.fps // HNS_PER_SECOND)
-        self._sent_count = 0
         self._reader: _FrameReader | None = None
-        self._encoder: av.VideoCodecContext | None = None
+        self._encoder: PictureEncoder | None = None
         self._metadata = nominal_metadata(config.width, config.height).encode()
-        self._pose = np.zeros((4, 4), np.float32) if config.mode == 1 else None
+        self._pose_at = pose_at or (lambda time_s: np.zeros((4, 4), np.float32))
 
     def next(self) -> TimedPacket | None:
         """Make the next packet; None after the video's end. Blocks.
@@ -172,18 +157,23 @@ class PvPacketStream:
         Raises:
             VideoError: The file cannot be decoded, or the encoder refuses its settings.
         """
-        position_s = self._frame_idx / self._config.fps
+        time_s = position_s = self._frame_idx / self._config.fps
         if self._source.loop:
             position_s %= self._source.duration_s
         elif position_s >= self._source.duration_s:
             return None
         timestamp_hns = self._origin_hns + self._frame_idx * HNS_PER_SECOND // self._config.fps
         try:
-            payload = self._encode(position_s) + self._metadata
+            encoded = self._encode(position_s)
         except av.error.FFmpegError as error:
             raise VideoError(f"cannot make frame {self._frame_idx}: {error}") from error
         self._frame_idx += self._config.divisor
-        return TimedPacket(timestamp_hns, encode_packet(timestamp_hns, payload, self._pose))
+        pose = self._pose_at(time_s) if self._config.mode == 1 else None
+        return TimedPacket(
+            timestamp_hns,
+            encode_packet(timestamp_hns, encoded + self._metadata, pose),
+            is_keyframe(encoded, self._config.profile),
+        )
 
     def close(self) -> None:
         """Close the video file."""
@@ -191,15 +181,27 @@ class PvPacketStream:
             self._reader.close()
 
     def _encode(self, position_s: float) -> bytes:
-        if self._reader is None or self._encoder is None:
-            self._reader, self._encoder = _FrameReader(self._source), _open_encoder(self._config)
-        picture = self._reader.frame_at(position_s).reformat(
-            width=self._config.width, height=self._config.height, format="yuv420p"
+        config = self._config
+        self._reader = self._reader or _FrameReader(self._source)
+        picture = self._reader.frame_at(position_s)
+        if config.profile == VideoProfile.RAW:
+            nv12 = picture.reformat(width=config.width, height=config.height, format="nv12")
+            return encode_raw_frame(nv12.to_ndarray().view(np.uint8))
+        self._encoder = self._encoder or PictureEncoder(_encoder_settings(config))
+        return self._encoder.encode(
+            picture.reformat(width=config.width, height=config.height, format="yuv420p")
         )
-        picture.pts, picture.time_base = self._sent_count, self._encoder.time_base
-        picture.pict_type = av.video.frame.PictureType.NONE
-        self._sent_count += 1
-        return b"".join(bytes(packet) for packet in self._encoder.encode(picture))
+
+
+def _encoder_settings(config: PvConfig) -> EncoderSettings:
+    return EncoderSettings(
+        profile=VideoProfile(config.profile),
+        width=config.width,
+        height=config.height,
+        frame_rate_hz=Fraction(config.fps, config.divisor),
+        bitrate_bps=config.bitrate_bps,
+        gop_size=config.gop_size,
+    )
 
 
 def nominal_focal_length_px(width: int) -> float:
@@ -225,8 +227,16 @@ def nominal_metadata(width: int, height: int) -> PvMetadata:
     )
 
 
-def nominal_calibration(width: int, height: int) -> PvCalibration:
-    """Mode-2 constants: nominal lens without distortion, at the rig node; all simulated."""
+def nominal_calibration(
+    width: int, height: int, extrinsics: NDArray[np.float32] | None = None
+) -> PvCalibration:
+    """Mode-2 constants: nominal lens without distortion; all simulated.
+
+    Args:
+        width: Of the picture, pixels.
+        height: Of the picture, pixels.
+        extrinsics: Rig node -> PV camera, (4, 4), row vectors; None: at the rig node.
+    """
     focal = nominal_focal_length_px(width)
     focals, centre = (focal, focal), (width / 2, height / 2)
     return PvCalibration(
@@ -235,7 +245,7 @@ def nominal_calibration(width: int, height: int) -> PvCalibration:
         radial_distortion=np.zeros(3, np.float32),
         tangential_distortion=np.zeros(2, np.float32),
         projection=pv_projection(focals, centre),
-        extrinsics=np.eye(4, dtype=np.float32),
+        extrinsics=np.eye(4, dtype=np.float32) if extrinsics is None else extrinsics,
         intrinsics_mf=np.array((*focals, *centre), np.float32),
         extrinsics_mf=np.array((0, 0, 0, 0, 0, 0, 1), np.float32),
     )
