@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections import deque
 
+import msgspec
+
 from keystep_capture.errors import WireError
 from keystep_capture.streams import STREAMS
 from keystep_capture.wire import Intrinsics
@@ -16,50 +18,24 @@ from keystep_capture.wire import Intrinsics
 MAX_KEPT_PACKETS = 8192
 
 
-class Pending:
-    """A packet on its way; `sequence` is given when it is offered."""
+class Pending(msgspec.Struct, kw_only=True, eq=False, gc=False):
+    """A packet on its way; `sequence` is given when it is offered.
 
-    __slots__ = (
-        "device_time_ns",
-        "encoding",
-        "frame_idx",
-        "height",
-        "intrinsics",
-        "keyframe",
-        "offered_ns",
-        "payload",
-        "pose",
-        "sequence",
-        "valid",
-        "width",
-    )
+    A Struct, since one is made for every packet, in a fifth of a plain class's time.
+    """
 
-    def __init__(
-        self,
-        *,
-        device_time_ns: int,
-        payload: bytes | bytearray | memoryview,
-        encoding: str,
-        keyframe: bool,
-        width: int | None = None,
-        height: int | None = None,
-        intrinsics: Intrinsics | None = None,
-        pose: list[float] | None = None,
-        valid: int = -1,
-        frame_idx: int | None = None,
-    ) -> None:
-        self.device_time_ns = device_time_ns
-        self.payload = payload
-        self.encoding = encoding
-        self.keyframe = keyframe
-        self.width = width
-        self.height = height
-        self.intrinsics = intrinsics
-        self.pose = pose
-        self.valid = valid
-        self.frame_idx = frame_idx
-        self.sequence = -1
-        self.offered_ns = 0
+    device_time_ns: int
+    payload: bytes | bytearray | memoryview
+    encoding: str
+    keyframe: bool
+    width: int | None = None
+    height: int | None = None
+    intrinsics: Intrinsics | None = None
+    pose: list[float] | None = None
+    valid: int = -1
+    frame_idx: int | None = None
+    sequence: int = -1
+    offered_ns: int = 0
 
 
 class Outbox:

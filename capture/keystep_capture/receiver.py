@@ -110,10 +110,7 @@ class Receiver:
 
     def _take_one(self) -> None:
         recv, get = self._socket.recv, self._socket.get
-        routing_id: bytes = recv(_NOBLOCK)
-        if not get(_RCVMORE):
-            self.dropped["frames"] += 1
-            return
+        routing_id: bytes = recv(_NOBLOCK)  # a ROUTER puts it before at least one frame
         header: bytes = recv(_NOBLOCK)
         peer = self.peers.get(routing_id)
         payload: Buffer | None = None
