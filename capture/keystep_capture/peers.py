@@ -30,6 +30,8 @@ class Lane:
     lost: int = 0
     byte_count: int = 0
     newest_device_time_ns: int | None = None
+    debt: int = 0  # packets of the lanes before that are still to be consumed
+    successor: Lane | None = None
 
     @property
     def taken_count(self) -> int:
@@ -43,7 +45,7 @@ class Lane:
         """
         self.peer = None
         same = epoch == self.epoch
-        return Lane(
+        self.successor = Lane(
             spec=self.spec,
             epoch=epoch,
             received_sequence=self.received_sequence if same else -1,
@@ -51,7 +53,14 @@ class Lane:
             lost=self.lost,
             byte_count=self.byte_count,
             newest_device_time_ns=self.newest_device_time_ns if same else None,
+            debt=self.accepted - self.consumed + self.debt,
         )
+        return self.successor
+
+    @property
+    def credit_limit(self) -> int:
+        """Packets that may be sent in all, so that at most a window of them waits."""
+        return self.consumed + self.spec.window_packets - self.debt
 
 
 @dataclass(slots=True, kw_only=True)

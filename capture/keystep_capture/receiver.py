@@ -32,6 +32,20 @@ SMALL_PAYLOAD_BYTES = 16 * 1024
 log = structlog.get_logger(__name__)
 
 
+MAX_SEQUENCE_GAP = 10_000_000
+MAX_TIME_GAP_NS = 24 * 3600 * 1_000_000_000
+"""A packet farther ahead of its stream than these is no loss or pause but a wrong number."""
+
+
+def _taken_over(lane: Lane) -> WireError:
+    """Why a lane takes no more: another has it, or nobody has and a hello gets it back."""
+    while lane.successor is not None:
+        lane = lane.successor
+    if lane.peer is None:
+        return WireError(f"{lane.spec.name!r} is free again: say hello", "hello_required")
+    return WireError(f"another connection took over {lane.spec.name!r}", "taken_over")
+
+
 class Receiver:
     """Accepts peers on a ROUTER socket and feeds a `Handler`; single-threaded, on the loop."""
 
@@ -71,7 +85,8 @@ class Receiver:
         socket = self._context.socket(zmq.ROUTER)
         socket.setsockopt(zmq.LINGER, 500)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        socket.setsockopt(zmq.MAXMSGSIZE, MAX_PAYLOAD_BYTES)
+        # Up to twice the largest payload is answered; beyond that libzmq cuts the connection.
+        socket.setsockopt(zmq.MAXMSGSIZE, 2 * MAX_PAYLOAD_BYTES)
         socket.setsockopt(zmq.RCVHWM, SOCKET_HIGH_WATER_MARK)
         socket.setsockopt(zmq.SNDHWM, 1024)
         socket.setsockopt(zmq.HANDSHAKE_IVL, 5000)
@@ -86,6 +101,7 @@ class Receiver:
         self.peers: dict[bytes, Peer] = {}
         self.dropped: Counter[str] = Counter()
         self._admitting: dict[bytes, asyncio.Task[None]] = {}
+        self._next_hellos: dict[bytes, wire.Hello] = {}
         self._strangers_ns: dict[tuple[bytes, str], int] = {}
         loop = asyncio.get_running_loop()
         self._drain = sockets.Drain(socket, loop, self._take_one)
@@ -167,7 +183,7 @@ class Receiver:
                 f"stream {header.stream!r} was not announced in hello", "stream_not_announced"
             )
         if lane.peer is not peer:
-            raise WireError(f"another connection took over {header.stream!r}", "taken_over")
+            raise _taken_over(lane)
         if lane.accepted >= lane.granted:
             raise WireError(f"no credit left for {header.stream!r}", "no_credit")
         lane.accepted += 1
@@ -191,6 +207,15 @@ class Receiver:
                 f"{header.stream} sequence went from {lane.received_sequence} to {header.sequence}",
                 "sequence_backwards",
             )
+        newest_ns = lane.newest_device_time_ns
+        if gap > MAX_SEQUENCE_GAP or (
+            newest_ns is not None and header.device_time_ns - newest_ns > MAX_TIME_GAP_NS
+        ):
+            raise WireError(
+                f"{header.stream} jumps from sequence {lane.received_sequence} at {newest_ns} ns "
+                f"to {header.sequence} at {header.device_time_ns} ns: begin a new epoch",
+                "jump",
+            )
         lane.lost += gap
         lane.received_sequence = header.sequence
         lane.byte_count += payload_bytes
@@ -199,14 +224,16 @@ class Receiver:
     def consumed(self, lane: Lane) -> None:
         """One packet of a lane was worked off: give its credit back, in halves of the window."""
         lane.consumed += 1
-        window = lane.spec.window_packets
-        if lane.consumed + window - lane.granted >= window // 2:
+        while lane.successor is not None:  # it pays the debt of the lane that sends now
+            lane = lane.successor
+            lane.debt -= 1
+        if lane.credit_limit - lane.granted >= lane.spec.window_packets // 2:
             self._grant(lane)
 
     def _grant(self, lane: Lane) -> None:
         if lane.peer is None:
             return
-        lane.granted = lane.consumed + lane.spec.window_packets
+        lane.granted = lane.credit_limit
         self.send(
             lane.peer,
             wire.Credit(
@@ -253,12 +280,19 @@ class Receiver:
 
     def _begin_admission(self, routing_id: bytes, hello: wire.Hello) -> None:
         if routing_id in self._admitting:
-            raise WireError("hello is being answered already", "hello_repeated")
+            self._next_hellos[routing_id] = hello  # the newest one is answered next
+            return
         if len(self.peers) + len(self._admitting) >= MAX_PEERS and routing_id not in self.peers:
             raise WireError(f"the server has {MAX_PEERS} connections already", "too_many_peers")
         task = asyncio.get_running_loop().create_task(self._admit(routing_id, hello))
         self._admitting[routing_id] = task
-        task.add_done_callback(lambda _: self._admitting.pop(routing_id, None))
+        task.add_done_callback(lambda _: self._end_admission(routing_id))
+
+    def _end_admission(self, routing_id: bytes) -> None:
+        self._admitting.pop(routing_id, None)
+        hello = self._next_hellos.pop(routing_id, None)
+        if hello is not None and not self._socket.closed:
+            self._begin_admission(routing_id, hello)
 
     async def _admit(self, routing_id: bytes, hello: wire.Hello) -> None:
         try:
@@ -297,7 +331,7 @@ class Receiver:
         self.peers[routing_id] = peer
         for lane in admission.lanes.values():
             lane.peer = peer
-            lane.granted = lane.spec.window_packets
+            lane.granted = lane.credit_limit
         self._answer(
             routing_id,
             wire.Welcome(
@@ -395,7 +429,7 @@ class Receiver:
                     self._leave(peer)
                     continue
                 for lane in peer.lanes.values():
-                    if lane.consumed + lane.spec.window_packets > lane.granted:
+                    if lane.credit_limit > lane.granted:
                         self._grant(lane)
                 self._request_clock(peer)
             await asyncio.sleep(HEARTBEAT_S)

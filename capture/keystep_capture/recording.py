@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import structlog
 from av.video.frame import VideoFrame
 from foxglove_schemas_protobuf import CompressedVideo_pb2
 from mcap.exceptions import McapError
@@ -17,12 +18,13 @@ from mcap.stream_reader import StreamReader
 from mcap.well_known import MessageEncoding, SchemaEncoding
 from mcap.writer import CompressionType, Writer
 
-from keystep_capture.errors import DataError, VideoError
+from keystep_capture.errors import VideoError
 from keystep_capture.video import GapFilter, PacketDecoder
 from keystep_capture.wire import PacketHeader
 
 _NS = 1_000_000_000
-_CHUNK_BYTES = 512 * 1024
+
+log = structlog.get_logger(__name__)
 
 
 class VideoRecorder:
@@ -32,7 +34,8 @@ class VideoRecorder:
         """Create the file; `path` must not exist yet."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("xb")
-        self._writer = Writer(self._file, chunk_size=_CHUNK_BYTES, compression=CompressionType.NONE)
+        # Without chunks, what is written is readable at once, whatever happens to this process.
+        self._writer = Writer(self._file, use_chunking=False, compression=CompressionType.NONE)
         self._writer.start(profile="", library="keystep")
         self._schema_id = self._writer.register_schema(
             name="foxglove.CompressedVideo",
@@ -40,6 +43,7 @@ class VideoRecorder:
             data=_file_descriptor_set(),
         )
         self._channels: dict[tuple[int, str], int] = {}
+        self._file.flush()
 
     def write(self, header: PacketHeader, payload: bytes | memoryview) -> None:
         """Append a packet; log_time is its device time."""
@@ -54,11 +58,15 @@ class VideoRecorder:
             publish_time=header.device_time_ns,
             sequence=(header.sequence << 1 | header.keyframe) & 0xFFFFFFFF,
         )
+        if header.keyframe:
+            self._file.flush()
 
     def close(self) -> None:
-        """Write the index and close the file."""
-        self._writer.finish()  # type: ignore[no-untyped-call]
-        self._file.close()
+        """Write the index and close the file, which is closed even where that fails."""
+        try:
+            self._writer.finish()  # type: ignore[no-untyped-call]
+        finally:
+            self._file.close()
 
     def _channel(self, header: PacketHeader) -> int:
         key = (header.epoch, header.encoding)
@@ -78,15 +86,13 @@ def read_frames(
     """Decode the pictures of given moments.
 
     Args:
-        parts: Files of a `VideoRecorder`; one that was cut off is read as far as it goes.
+        parts: Files of a `VideoRecorder`; one that was cut off is read as far as it goes, one
+            that is no recording at all is passed over with a warning.
         wanted: (epoch, device_time_ns) of packets in the recording.
 
     Yields:
         The moment and its picture, in the order of the recording; moments that are not there or
         cannot be decoded are left out.
-
-    Raises:
-        DataError: A file is no recording.
     """
     missing = set(wanted)
     for part in parts:
@@ -128,8 +134,7 @@ def _messages(part: Path) -> Iterator[tuple[int, str, Message]]:
                     epoch, encoding = channels[record.channel_id]
                     yield epoch, encoding, record
         except McapError as error:
-            if not channels:
-                raise DataError(f"{part} is no recording: {error}") from None
+            log.warning("a recording ends early", part=part.name, error=str(error))
 
 
 def _file_descriptor_set() -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections import Counter
@@ -16,7 +17,7 @@ import structlog
 
 from keystep_capture import wire
 from keystep_capture.clock import Clock
-from keystep_capture.errors import DataError, RefusedError, StateError
+from keystep_capture.errors import DataError, RefusedError, StateError, WireError
 from keystep_capture.peers import Admission, Buffer, Lane, Peer
 from keystep_capture.receiver import Receiver
 from keystep_capture.streams import STREAMS
@@ -39,6 +40,8 @@ from keystep_server.storage import (
     Store,
 )
 
+FINISH_LIMIT_S = 30.0
+"""Nor is one that goes on and on."""
 FINISH_SILENCE_S = 3.0
 """A peer that was asked to finish and sends nothing for this long is not waited for."""
 
@@ -106,12 +109,14 @@ class Ingest:
         """Find or open the session of a hello and give it its lanes."""
         session = await self._session_of(hello)
         async with self._opening.setdefault(session.id, asyncio.Lock()):
+            await self._refuse_ended(session.id)
             live = self._live.get(session.id)
             fresh = live is None
             if live is None:
                 live = await asyncio.to_thread(self._open, session)
-                self._live[session.id] = live
             epoch = await self._epoch_of(live, hello, fresh=fresh)
+            await self._refuse_ended(session.id)  # it may have been closed while this waited
+            self._live[session.id] = live
         lanes = {}
         for name in hello.streams:
             if name not in STREAMS:
@@ -126,6 +131,8 @@ class Ingest:
         """Show a new peer what the wearer should see."""
         live = self._live.get(peer.session_id)
         if live is None:
+            if self._receiver is not None:
+                self._receiver.dismiss(peer)
             return
         live.peers.add(peer)
         if live.guide is not None and live.guide.latest is None:
@@ -174,22 +181,30 @@ class Ingest:
     async def close_session(self, session_id: str) -> None:
         """Let the peers finish, drain the pipeline, extract the key steps."""
         live = self._live.get(session_id)
-        if live is not None:
-            await self._let_finish(live)
-            await live.finish()
-            live.count_packets()
-            self._write_stats(live)
         try:
+            if live is not None:
+                await self._finish(live)
             await self._extract(session_id)
         finally:
-            if live is not None:
-                self._live.pop(session_id, None)
-                self._opening.pop(session_id, None)
+            self._live.pop(session_id, None)
+            self._opening.pop(session_id, None)
+            if live is not None and self._receiver is not None:
                 for peer in list(live.peers):
-                    if self._receiver is not None:
-                        self._receiver.dismiss(peer)
+                    self._receiver.dismiss(peer)
             self._parts.engine.forget(session_id)
             self._parts.publisher.session(session_id, "closed")
+
+    async def _finish(self, live: LiveSession) -> None:
+        """Take what the sources still hold, work it off and write the session's counters."""
+        await self._let_finish(live)
+        try:
+            await live.finish()
+        except OSError as error:  # key steps may still be had from what is on the disk
+            live.last_error = f"not all of it could be written: {error}"
+            log.error("a session could not be written", session=live.session.id, error=str(error))
+        live.count_packets()
+        with contextlib.suppress(OSError):
+            self._write_stats(live)
 
     def stats_of(self, session_id: str) -> dict[str, Any]:
         """Counters of a live session, or those written when it was closed."""
@@ -197,10 +212,13 @@ class Ingest:
         if live is not None:
             return live.stats()
         path = self._folder(session_id) / "stats.json"
-        if path.exists():
+        if not path.exists():
+            return {"live": False, "streams": {}}
+        try:
             stats: dict[str, Any] = json.loads(path.read_text())
-            return stats
-        return {"live": False, "streams": {}}
+        except (OSError, ValueError) as error:
+            return {"live": False, "streams": {}, "last_error": f"{path.name}: {error}"}
+        return stats
 
     # -- sessions --------------------------------------------------------------------------------
 
@@ -222,9 +240,15 @@ class Ingest:
                 f"session {session.id} belongs to another device than {hello.device!r}",
                 "other_device",
             )
-        if session.state is SessionState.CLOSED:
-            raise RefusedError(f"session {session.id} is closed; open a new one", "session_closed")
         return session
+
+    async def _refuse_ended(self, session_id: str) -> None:
+        """Refuse a hello for a session that is being closed (for now) or is closed (for good)."""
+        assert self._registry is not None
+        if self._registry.is_closing(session_id):
+            raise WireError(f"session {session_id} is being closed", "session_closing")
+        if (await self._registry.get(session_id)).state is SessionState.CLOSED:
+            raise RefusedError(f"session {session_id} is closed; open a new one", "session_closed")
 
     async def _epoch_of(self, live: LiveSession, hello: wire.Hello, *, fresh: bool) -> int:
         """The epoch of a hello: a stream that another instance sent begins a new one."""
@@ -291,12 +315,15 @@ class Ingest:
         for peer in list(live.peers):
             if not peer.finished:
                 self._receiver.send(peer, finish)
-        silent_since_ns, seen = self._parts.clock(), -1
+        began_ns = silent_since_ns = self._parts.clock()
+        seen = -1
         while any(not peer.finished for peer in live.peers):
             taken = sum(lane.accepted for lane in live.lanes.values())
             if taken != seen:
                 seen, silent_since_ns = taken, self._parts.clock()
-            elif self._parts.clock() - silent_since_ns > FINISH_SILENCE_S * 1e9:
+            now_ns = self._parts.clock()
+            silent = now_ns - silent_since_ns > FINISH_SILENCE_S * 1e9
+            if silent or now_ns - began_ns > FINISH_LIMIT_S * 1e9:
                 log.warning("a source did not finish", session=live.session.id)
                 return
             await asyncio.sleep(0.02)

@@ -231,7 +231,7 @@ class LiveSession:
         if guidance is None:
             return
         self.services.publish_guidance(self.session.id, guidance)
-        for peer in self.peers:
+        for peer in list(self.peers):  # sending to one that is gone takes it out
             self.show(peer)
 
     def show(self, peer: Peer) -> None:
@@ -322,7 +322,7 @@ class LiveSession:
                 "revision": latest.revision if latest else 0,
                 "acknowledged_revision": self.acknowledged_revision,
             },
-            "last_error": self.last_error,
+            "last_error": self.last_error or self.pipeline.disk_error,
         }
 
     # -- resume ----------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ one session), and touches nothing outside its session. Inference runs in the eng
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter, deque
 from concurrent.futures import Future
@@ -126,6 +127,7 @@ class SessionPipeline:
         self.timings: deque[FeatureTiming] = deque(maxlen=4096)
         self.decoded_count = 0
         self.size_changes = 0
+        self.disk_error: str | None = None
         self.left_out: Counter[str] = Counter()  # ticks without an embedding, by reason
         self._recorder: VideoRecorder | None = None
         self._preprocessing = AppearancePreprocessing()
@@ -183,17 +185,20 @@ class SessionPipeline:
         """Wait for what is in the engine and close the files."""
         if self._aligner is not None:
             self._keep(self._aligner.flush())
-        self._store_done(wait=True)
-        self.ticks.close()
+        try:
+            self._store_done(wait=True)
+        finally:
+            self.ticks.close()
         if self._recorder is not None:
-            self._recorder.close()
+            with contextlib.suppress(OSError):  # a full disk: said when a packet was not recorded
+                self._recorder.close()
             self._recorder = None
 
     # -- streams ---------------------------------------------------------------------------------
 
     def _take_rgb(self, item: Item, outcome: Outcome) -> None:
         header = item.header
-        self._record(item)
+        self._record(item, outcome)
         decoder, gaps = self._decoder_of(header)
         if not gaps.admit(header.sequence, keyframe=header.keyframe):
             outcome.dropped["rgb", "before_keyframe"] += 1
@@ -298,11 +303,17 @@ class SessionPipeline:
         while len(self._in_engine) >= MAX_TICKS_IN_ENGINE:
             self._in_engine.popleft().exception()
 
-    def _record(self, item: Item) -> None:
-        if self._recorder is None:
-            part = len(list(self._folder.glob("rgb-*.mcap")))
-            self._recorder = VideoRecorder(self._folder / f"rgb-{part:03d}.mcap")
-        self._recorder.write(item.header, item.payload)
+    def _record(self, item: Item, outcome: Outcome) -> None:
+        """Keep a packet on disk; guidance does not wait for a disk that fails."""
+        try:
+            if self._recorder is None:
+                numbers = [int(part.stem[4:]) for part in self._folder.glob("rgb-[0-9]*.mcap")]
+                part = max(numbers, default=-1) + 1
+                self._recorder = VideoRecorder(self._folder / f"rgb-{part:03d}.mcap")
+            self._recorder.write(item.header, item.payload)
+        except OSError as error:
+            self.disk_error = f"video is not recorded: {error}"
+            outcome.dropped["rgb", "not_recorded"] += 1
 
     def _decoder_of(self, header: PacketHeader) -> tuple[PacketDecoder, GapFilter]:
         key = (header.epoch, header.encoding)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import socket
 import time
@@ -11,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import structlog
 import uvicorn
@@ -61,10 +63,10 @@ async def running_server(
         ModelError: The appearance model is missing, corrupt or not what its manifest says.
         DataError: The database cannot be opened.
     """
-    config.write_resolved()
-    model = await asyncio.to_thread(OnnxModel.load, _manifest_path(config))
-    store = await asyncio.to_thread(Store.open, config.resolved_database_url)
     async with contextlib.AsyncExitStack() as stack:
+        stack.callback(_lock_data_dir(config).close)
+        model = await asyncio.to_thread(OnnxModel.load, _manifest_path(config))
+        store = await asyncio.to_thread(Store.open, config.resolved_database_url)
         stack.callback(store.close)
         rest_socket = stack.enter_context(_bind_rest(config))
         token = config.token.get_secret_value() if config.token else None
@@ -154,6 +156,30 @@ async def _stop_rest(server: uvicorn.Server, serving: asyncio.Task[None], events
     events.stop()  # open event streams would keep it alive
     server.should_exit = True
     await serving
+
+
+def _lock_data_dir(config: ServerConfig) -> IO[str]:
+    """Take the data directory for this process, and write the settings into it.
+
+    Raises:
+        ConfigError: It is no folder, not writable, or another server's.
+    """
+    path = config.data_dir
+    try:
+        config.write_resolved()
+        lock = (path / "lock").open("w")
+    except OSError as error:
+        raise ConfigError(
+            f"data_dir {path} cannot be used ({error.strerror}); expected a folder to write to"
+        ) from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise ConfigError(
+            f"another server uses the data_dir {path}; stop it or choose another --data-dir"
+        ) from None
+    return lock
 
 
 def _manifest_path(config: ServerConfig) -> Path:

@@ -289,6 +289,10 @@ class SessionRegistry:
             return f"unexpected {type(error).__name__}; the server's log has the details"
         return None
 
+    def is_closing(self, session_id: str) -> bool:
+        """Whether a session is being closed at this moment."""
+        return session_id in self._closing
+
     def _refuse_closing(self, session_id: str) -> None:
         if session_id in self._closing:
             raise StateError(f"session {session_id} is being closed; open a new one")

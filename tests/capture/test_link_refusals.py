@@ -13,7 +13,7 @@ import zmq
 
 from keystep_capture.errors import ProtocolError, RefusedError
 from keystep_capture.receiver import MAX_PEERS
-from keystep_capture.streams import MAX_PAYLOAD_BYTES
+from keystep_capture.streams import MAX_PAYLOAD_BYTES, STREAMS
 
 pytestmark = pytest.mark.usefixtures("fast_beat")
 RAY = bytes(24)
@@ -84,7 +84,7 @@ async def test_a_payload_above_the_sockets_limit_costs_the_connection_only(
 ) -> None:
     other = rig.stranger()
     await other.join("other", "gaze")
-    client.say(client.packet("rgb", 0), bytes(MAX_PAYLOAD_BYTES + 1))
+    client.say(client.packet("rgb", 0), bytes(2 * MAX_PAYLOAD_BYTES + 1))
     await rig.eventually(lambda: len(rig.recorder.left) == 1)
     assert rig.recorder.left[0].hello.device == "hl2"
     other.say(other.packet("gaze", 0), RAY)
@@ -188,16 +188,62 @@ async def test_a_packet_before_any_hello_asks_for_one(rig: Any) -> None:
     assert rig.recorder.acks == rig.recorder.taken == []
 
 
-async def test_a_second_hello_is_refused_while_the_first_is_answered(rig: Any) -> None:
+async def test_hellos_said_while_one_is_answered_are_answered_by_the_newest(rig: Any) -> None:
     rig.receive()
     rig.recorder.may_admit.clear()
     stranger = rig.stranger()
-    stranger.say(stranger.hello("hl2", "gaze"))
-    refused = await stranger.refused(stranger.hello("hl2", "gaze"))
-    assert refused["reason"] == "hello_repeated"
+    for instance in ("i1", "i2", "i3"):
+        stranger.say(stranger.hello("hl2", "gaze", instance=instance))
+    await rig.eventually(lambda: len(rig.recorder.hellos) == 1)
+    await asyncio.sleep(0.05)
     rig.recorder.may_admit.set()
-    await stranger.hear("welcome")
-    assert len(rig.recorder.hellos) == 1
+    await rig.eventually(lambda: len(rig.recorder.joined) == 2)
+    assert [hello.instance for hello in rig.recorder.hellos] == ["i1", "i3"]
+    assert rig.recorder.joined[-1].epoch == 2
+
+
+async def test_a_new_hello_gives_no_credit_for_what_still_waits(rig: Any) -> None:
+    rig.receive()
+    rig.recorder.holds = True
+    stranger = rig.stranger()
+    window = STREAMS["rgb"].window_packets
+    welcome = await stranger.join("hl2", "rgb")
+    assert welcome["streams"]["rgb"]["granted"] == window
+    for sequence in range(20):
+        stranger.say(stranger.packet("rgb", sequence, keyframe=True), b"x")
+    await rig.eventually(lambda: len(rig.recorder.taken) == 20)
+    welcome = await stranger.join("hl2", "rgb", instance="i2")
+    assert welcome["streams"]["rgb"]["granted"] == window - 20
+    rig.recorder.work_off()
+    credit = await stranger.hear("credit")
+    assert credit["granted"] >= window - 4  # credit comes back in halves of the window
+
+
+async def test_a_stream_that_was_taken_over_can_be_had_again_once_it_is_free(rig: Any) -> None:
+    receiver = rig.receive()
+    first, second = rig.stranger(), rig.stranger()
+    await first.join("hl2", "gaze")
+    await second.join("hl2", "gaze")
+    assert (await first.refused(first.packet("gaze", 0), bytes(24)))["reason"] == "taken_over"
+    (taker,) = [peer for peer in receiver.peers.values() if peer.lanes["gaze"].peer is peer]
+    receiver.dismiss(taker)
+    answer = await first.refused(first.packet("gaze", 1), bytes(24))
+    assert answer["reason"] == "hello_required"
+    await first.join("hl2", "gaze")
+    first.say(first.packet("gaze", 2), bytes(24))
+    await rig.eventually(lambda: rig.recorder.sequences("gaze") == [2])
+
+
+@pytest.mark.parametrize("wild", [{"sequence": 2**62}, {"device_time_ns": 2**62}])
+async def test_a_wild_number_costs_its_own_packet_only(rig: Any, wild: dict[str, int]) -> None:
+    rig.receive()
+    stranger = rig.stranger()
+    await stranger.join("hl2", "gaze")
+    stranger.say(stranger.packet("gaze", 0), bytes(24))
+    refused = await stranger.refused(stranger.packet("gaze", 1) | wild, bytes(24))
+    assert refused["reason"] == "jump"
+    stranger.say(stranger.packet("gaze", 2), bytes(24))
+    await rig.eventually(lambda: rig.recorder.sequences("gaze") == [0, 2])
 
 
 async def test_more_peers_than_the_limit_are_refused(rig: Any) -> None:

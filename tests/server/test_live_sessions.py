@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from keystep_capture import wire
+from keystep_capture.errors import ConfigError
 from keystep_capture.samples import find_sample, load_detection_rows, load_truth
 from keystep_capture.sender import Callbacks, Sender, Source
 from keystep_server.features import APPEARANCE, GAZE, HEAD, read_ticks
@@ -237,6 +238,41 @@ def worked(state: Path) -> int:
         return -1
     sequence: int = json.loads(state.read_text())["lanes"]["detections"]["sequence"]
     return sequence
+
+
+async def test_two_servers_cannot_share_a_data_directory(tools: Any, tmp_path: Path) -> None:
+    async with tools.live_server(tmp_path):
+        with pytest.raises(ConfigError, match="another server uses"):
+            async with tools.live_server(tmp_path):
+                pass
+    async with tools.live_server(tmp_path):  # free again
+        pass
+
+
+async def test_source_that_vanished_without_a_word_does_not_disturb_the_steps(
+    live: Any, raw: Any, packets: Any
+) -> None:
+    await raw.join("hl2", "head", **GUIDED)
+    detector = await live.join("hl2", "detections", **GUIDED)
+    raw.close()  # as a killed bridge's: no goodbye, and no heartbeat missed yet
+    await live.send(detector, "detections", packets[: FIRST + 1])
+    stats = await live.worked_off(detector, "detections", FIRST + 1)
+    assert stats["last_error"] is None
+    steps = (await live.get(f"/sessions/{detector.session}/key-steps"))["key_steps"]
+    assert sum(step["status"] == "completed" for step in steps) == 3
+
+
+async def test_hello_while_its_session_is_being_closed_leaves_nothing_behind(
+    live: Any, packets: Any
+) -> None:
+    for _ in range(5):
+        sender = await live.join("hl2", "detections", **GUIDED)
+        await live.send(sender, "detections", packets[:3])
+        closing = asyncio.create_task(live.close_session(sender))
+        await asyncio.sleep(0)
+        live.connect("hl2", "head", session=sender.session)
+        await closing
+        assert (await live.stats(sender))["live"] is False
 
 
 # -- guidance ----------------------------------------------------------------------------------

@@ -182,3 +182,25 @@ def shared_file(relative: Path) -> Path:
     if not (root / relative).is_file():
         pytest.skip(f"{relative} is not in {root}: it has no licence to be shipped with")
     return root / relative
+
+
+async def test_recording_that_a_crash_left_empty_costs_its_own_pictures_only(
+    tools: Any, tmp_path: Path, coffee: Any
+) -> None:
+    options = {"replay": True, "kind": "expert", "instance": "one"}
+    async with tools.live_server(tmp_path) as live:
+        first = await live.join("hl2", "rgb", **options)
+        await live.send(first, "rgb", coffee[:60])
+        await live.worked_off(first, "rgb", 60)
+    (part,) = tmp_path.glob("sessions/*/rgb-000.mcap")
+    assert part.stat().st_size > 10_000
+    part.write_bytes(b"")
+    async with tools.live_server(tmp_path) as live:
+        again = await live.join("hl2", "rgb", **options)
+        assert again.session == first.session
+        await live.send(again, "rgb", coffee[60:])
+        await again.finish(close=True)
+        steps = await key_steps(live, again)
+    assert len(steps) >= 2
+    assert any(step["exemplar"] is None for step in steps)
+    assert any(step["exemplar"] is not None for step in steps)

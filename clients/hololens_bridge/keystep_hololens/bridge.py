@@ -57,8 +57,8 @@ class BridgeConfig:
         width, height, fps: The PV format asked for.
         time_scale: Device seconds a second, for a simulated headset that plays faster; the session
             is then a lossless replay.
-        exit_when_silent_s: End when every stream has been silent for this long, after the first
-            packet; None: never.
+        exit_when_silent_s: End when every stream has been silent for this long, from the start
+            on; None: never.
         close_at_end: Have the session closed when the bridge ends.
 
     Raises:
@@ -365,11 +365,12 @@ class Bridge:
 
     async def _watch_silence(self) -> None:
         limit_s = self._config.exit_when_silent_s
+        began_ns = self._clock()
         while True:
             await asyncio.sleep(0.2)
-            if limit_s is None or self._heard_ns is None:
+            if limit_s is None:
                 continue
-            if self._clock() - self._heard_ns > limit_s * 1e9:
+            if self._clock() - (self._heard_ns or began_ns) > limit_s * 1e9:
                 log.info("every stream is silent, ending")
                 self._stop.set()
                 return

@@ -67,6 +67,8 @@ def bridge(
 
     set_up_logs("info")
     width, height, fps = _parse_size(size)
+    if exit_when_silent is not None and not exit_when_silent > 0:
+        raise ConfigError(f"--exit-when-silent is {exit_when_silent}, expected seconds above 0")
     config = BridgeConfig(
         host=device,
         base_port=base_port,

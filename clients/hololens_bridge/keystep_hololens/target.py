@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from keystep_capture.access import check_token
 from keystep_capture.errors import ConfigError
 from keystep_capture.sockets import is_loopback
 
@@ -25,7 +26,9 @@ def check_target(*, server: str, device: str, token: str | None) -> None:
             f"--device-id is {device!r}, expected 1 to 64 letters, digits, dots, underscores "
             "or hyphens"
         )
-    if token is None and not is_loopback(server):
+    if token is not None:
+        check_token(token)
+    elif not is_loopback(server):
         raise ConfigError(
             f"the server at {server} is not on this machine: give its token (--token or "
             "KEYSTEP_TOKEN), without which it would not listen there"
