@@ -1,4 +1,4 @@
-"""How the tracker does on participants it was not fitted on, and if its confidence is deserved.
+"""How the tracker does on participants it was not fitted on, and how far to trust its confidence.
 
     python -m keystep_models.psr.tracker_reliability --detections DIR [--truth DIR] [--tune 60]
         [--picture reliability.png]
