@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+import structlog
 from av.video.frame import VideoFrame
 
 from keystep_capture.recording import read_frames
@@ -29,6 +31,8 @@ from keystep_server.storage import (
 _NS = 1_000_000_000
 _JPEG_QUALITY = 92
 _EPOCH_GAP_S = 10.0
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,58 +150,70 @@ def extracted_key_steps(
         min_duration_s=settings.min_duration_s,
         seed=settings.seed,
     )
-    moments = [
-        (int(ticks["epoch"][s.exemplar_idx]), int(ticks["device_time_ns"][s.exemplar_idx]))
-        for s in segments
-    ]
+    moments = [_moment(ticks, segment) for segment in segments]
     images = _read_images(sorted(folder.glob("rgb-*.mcap")), moments)
     provenance = {
         "method": "steps-algorithm-1",
         "features": "raw appearance",
         "model": model.name,
         "model_sha256": model.sha256,
-        "cluster_count": settings.cluster_count,
-        "alpha": settings.alpha,
-        "gamma_s": settings.gamma_s,
-        "min_duration_s": settings.min_duration_s,
-        "seed": settings.seed,
+        **asdict(settings),
         "epoch_count": len(np.unique(ticks["epoch"])),
     }
     key_steps = []
     tiles = []
     for position, (segment, moment) in enumerate(zip(segments, moments, strict=True)):
-        image = images.get(moment)
-        path = _write_picture(folder, position, image)
-        title = f"Key step {position + 1}"
-        key_steps.append(
-            KeyStep(
-                id=key_step_id(session_id, KeyStepSource.EXTRACTED, position),
-                session_id=session_id,
-                position=position,
-                title=title,
-                status=KeyStepStatus.PROPOSED,
-                source=KeyStepSource.EXTRACTED,
-                start_device_time_ns=int(ticks["device_time_ns"][segment.start_idx]),
-                end_device_time_ns=int(ticks["device_time_ns"][segment.end_idx]),
-                exemplar_device_time_ns=moment[1],
-                start_s=segment.start_s,
-                end_s=segment.end_s,
-                exemplar_s=segment.exemplar_s,
-                confidence=segment.confidence,
-                exemplar_path=None if path is None else path.relative_to(data_dir).as_posix(),
-                exemplar_size=None if image is None else (image.shape[1], image.shape[0]),
-                provenance={**provenance, "cluster": segment.cluster},
+        picture = _write_picture(folder, position, images.get(moment))
+        key_step = _proposed(session_id, position, ticks, segment, provenance)
+        if picture is not None:
+            path, image = picture
+            key_step = replace(
+                key_step,
+                exemplar_path=path.relative_to(data_dir).as_posix(),
+                exemplar_size=(image.shape[1], image.shape[0]),
             )
-        )
-        if image is not None:
-            tiles.append(_tile(image, title, segment))
+            tiles.append(_tile(image, key_step.title, segment))
+        key_steps.append(key_step)
     if tiles:
         sheet = draw_contact_sheet(
             tiles, duration_s=float(times_s[-1]), title=f"Extracted key steps, {session_id}"
         )
-        cv2.imwrite(str(folder / "contact_sheet.jpg"), sheet)
+        _write_jpeg(folder / "contact_sheet.jpg", sheet)
     (folder / "extraction.json").write_text(json.dumps(provenance, indent=2) + "\n")
     return key_steps
+
+
+def _moment(ticks: npt.NDArray[np.void], segment: KeyStepSegment) -> tuple[int, int]:
+    """Epoch and device time (ns) of a segment's exemplar."""
+    tick = ticks[segment.exemplar_idx]
+    return int(tick["epoch"]), int(tick["device_time_ns"])
+
+
+def _proposed(
+    session_id: str,
+    position: int,
+    ticks: npt.NDArray[np.void],
+    segment: KeyStepSegment,
+    provenance: Mapping[str, Any],
+) -> KeyStep:
+    """A segment as a key step that no person has looked at, without its picture."""
+    times_ns = ticks["device_time_ns"]
+    return KeyStep(
+        id=key_step_id(session_id, KeyStepSource.EXTRACTED, position),
+        session_id=session_id,
+        position=position,
+        title=f"Key step {position + 1}",
+        status=KeyStepStatus.PROPOSED,
+        source=KeyStepSource.EXTRACTED,
+        start_device_time_ns=int(times_ns[segment.start_idx]),
+        end_device_time_ns=int(times_ns[segment.end_idx]),
+        exemplar_device_time_ns=int(times_ns[segment.exemplar_idx]),
+        start_s=segment.start_s,
+        end_s=segment.end_s,
+        exemplar_s=segment.exemplar_s,
+        confidence=segment.confidence,
+        provenance={**provenance, "cluster": segment.cluster},
+    )
 
 
 def _tile(image: npt.NDArray[np.uint8], title: str, segment: KeyStepSegment) -> ContactTile:
@@ -239,10 +255,20 @@ def _to_bgr(frame: VideoFrame) -> npt.NDArray[np.uint8]:
     return np.asarray(frame.to_ndarray(format="bgr24"), np.uint8)
 
 
-def _write_picture(folder: Path, position: int, image: npt.NDArray[np.uint8] | None) -> Path | None:
+def _write_picture(
+    folder: Path, position: int, image: npt.NDArray[np.uint8] | None
+) -> tuple[Path, npt.NDArray[np.uint8]] | None:
+    """Write an exemplar; None where there is none or the disk does not take it."""
     if image is None:
         return None
     path = folder / "key_steps" / f"{position:02d}.jpg"
     path.parent.mkdir(exist_ok=True)
-    cv2.imwrite(str(path), image, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
-    return path
+    return (path, image) if _write_jpeg(path, image) else None
+
+
+def _write_jpeg(path: Path, image: npt.NDArray[np.uint8]) -> bool:
+    """Write a picture; whether that went well, since OpenCV says no more than that."""
+    written = bool(cv2.imwrite(str(path), image, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]))
+    if not written:
+        log.warning("a picture could not be written", path=path.name)
+    return written

@@ -63,6 +63,7 @@ async def running_server(
         ModelError: The appearance model is missing, corrupt or not what its manifest says.
         DataError: The database cannot be opened.
     """
+    # Long, since it is one list: what is taken is given back in the opposite order.
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(_lock_data_dir(config).close)
         model = await asyncio.to_thread(OnnxModel.load, _manifest_path(config))

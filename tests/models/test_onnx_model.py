@@ -422,7 +422,6 @@ def test_a_gpu_that_did_not_start_is_named_and_without_cpu_in_the_list_an_error(
         missing_providers(wanted[:1], started)
 
 
-@pytest.mark.skipif(not REAL_MANIFEST.exists(), reason="the appearance model is not built")
 def test_the_appearance_model_loads_and_tells_images_apart() -> None:
     model = OnnxModel.load(REAL_MANIFEST)
     frames = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), np.uint8)

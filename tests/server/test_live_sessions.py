@@ -133,6 +133,26 @@ async def test_source_that_does_not_finish_is_not_waited_for_forever(
         raw.close()
 
 
+async def test_source_that_goes_on_and_on_does_not_keep_its_session_open(
+    tools: Any, tmp_path: Path, clock: Any, packets: Any
+) -> None:
+    async with tools.live_server(tmp_path, options={"clock": clock}) as live:
+        raw = tools.raw_source(live)
+        await raw.join("hl2", "detections", replay=True)
+        closing = asyncio.create_task(live.close_session(raw))
+        await raw.hear(wire.Finish)
+        for sequence in range(16):  # never silent for the 3 s that end a wait
+            await raw.send("detections", sequence, packets[sequence])
+            await live.worked_off(raw, "detections", sequence + 1)
+            assert not closing.done()
+            clock.advance(1.9)
+            await asyncio.sleep(0.05)
+        clock.advance(1.0)
+        await raw.send("detections", 16, packets[16])
+        await closing
+        raw.close()
+
+
 async def test_closed_session_is_not_taken_up_again(live: Any, packets: Any) -> None:
     first = await live.join("hl2", "detections", **GUIDED)
     await first.finish(close=True)
