@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 
     from keystep_models.psr.clips import ClipPrediction
     from keystep_models.psr.logic import Detection
-    from keystep_models.psr.methods import Method, MethodOptions
+    from keystep_models.psr.methods import Method
     from keystep_models.psr.procedure import Procedure
+    from keystep_models.psr.recogniser import Recogniser
     from keystep_models.psr.recording_files import ProcedureChoice
+    from keystep_models.psr.tracker_model import TrackerModel
 
 
 class FusionChoice(StrEnum):
@@ -67,6 +69,10 @@ def run(
     threshold: Annotated[
         float | None, typer.Option(help="Sum to exceed; 8 for b2 and b3, 6 for temporal and storm.")
     ] = None,
+    tracker_settings: Annotated[
+        Path | None,
+        typer.Option(help="JSON of fit_tracker, in place of the settings shipped for IndustReal."),
+    ] = None,
     decay: Annotated[float, typer.Option(help="Factor for sums that did not gain.")] = 0.75,
     fusion: Annotated[FusionChoice, typer.Option(help="Of storm's branches.")] = (
         FusionChoice.SHARED
@@ -85,11 +91,19 @@ def run(
     branches: Annotated[
         bool, typer.Option("--branches", help="Also write each branch's own steps (storm).")
     ] = False,
+    with_incorrect: Annotated[
+        bool,
+        typer.Option(
+            "--with-incorrect",
+            help="Put incorrect steps among the others, for ground truth that has them.",
+        ),
+    ] = False,
 ) -> None:
     """Recognise steps in one recording, or in a folder of them, frame by frame as live."""
     from keystep_models.psr.methods import MethodOptions, find_method
 
     chosen = find_method(method)
+    tracker_model = _read_tracker_settings(method, tracker_settings)
     choice = choose_procedure(procedure, task, states, initial_state)
     options = MethodOptions(
         threshold=threshold,
@@ -97,16 +111,21 @@ def run(
         fusion=fusion.value,
         weight=weight,
         window_frames=window,
+        tracker_model=tracker_model,
     )
     sources = _sources(method, chosen, detections, clips)
     outs = _out_files(out, list(sources), into_folder=_is_folder(detections or clips))
     limits = _Limits(frames=frames, meta=meta, image_size=parse_image_size(image_size))
-    counts = []
-    for recording in _read_all(sources, choice, limits):
-        counts.append(
-            _run_one(recording, chosen, options, outs[recording.name], with_branches=branches)
-        )
-    _print_totals(method, dict(zip(sources, counts, strict=True)), out)
+    lists = _Lists(branches=branches, incorrect_among_steps=with_incorrect)
+    recordings = _read_all(sources, choice, limits)
+    started = [chosen.make(recording.procedure, options) for recording in recordings]
+    for note in dict.fromkeys(recogniser.note for recogniser in started if recogniser.note):
+        typer.echo(f"Note: {note}.", err=True)
+    counts = {
+        recording.name: _run_one(recording, recogniser, outs[recording.name], lists)
+        for recording, recogniser in zip(recordings, started, strict=True)
+    }
+    _print_totals(method, counts, out)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +133,14 @@ class _Limits:
     frames: int | None
     meta: Path | None
     image_size: tuple[int, int] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Lists:
+    """Which steps go where in the file."""
+
+    branches: bool
+    incorrect_among_steps: bool
 
 
 _Sources = dict[str, tuple[Path | None, Path | None]]  # per recording: detections, clips
@@ -200,20 +227,32 @@ def _read(
     return Recording(name=name, procedure=procedure, detections=detections, clips=clips)
 
 
+def _read_tracker_settings(method: str, path: Path | None) -> TrackerModel | None:
+    from keystep_models.psr.tracker_model import load_tracker_model
+
+    if path is None:
+        return None
+    if method != "tracker":
+        raise ConfigError(f"--tracker-settings is for --method tracker, not {method}")
+    return load_tracker_model(path)
+
+
 def _run_one(
-    recording: Recording, method: Method, options: MethodOptions, out: Path, *, with_branches: bool
+    recording: Recording, recogniser: Recogniser, out: Path, lists: _Lists
 ) -> tuple[int, int]:
     """Write a recording's steps; its numbers of frames and steps."""
-    from keystep_models.psr.methods import run_method
+    from keystep_models.psr.recogniser import run_recording
     from keystep_models.psr.steps_files import write_steps
 
-    recogniser = method.make(recording.procedure, options)
-    done = run_method(recogniser, recording.detections, recording.clips)
-    more = dict(done.branches) if with_branches else {}
-    if done.retracted:
-        more["retracted"] = done.retracted
-    write_steps(out, done.steps, recording.procedure, more=more)
-    return len(recording.detections), len(done.steps)
+    done = run_recording(recogniser, recording.detections, recording.clips)
+    steps, more = done.steps, dict(done.branches) if lists.branches else {}
+    if not lists.incorrect_among_steps:
+        more["incorrect"] = [step for step in steps if step.kind == "incorrect"]
+        steps = [step for step in steps if step.kind != "incorrect"]
+    more["retracted"] = done.retracted
+    apart = {name: found for name, found in more.items() if found or name in done.branches}
+    write_steps(out, steps, recording.procedure, more=apart)
+    return len(recording.detections), len(steps)
 
 
 def _print_totals(method: str, counts: Mapping[str, tuple[int, int]], out: Path) -> None:

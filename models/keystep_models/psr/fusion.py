@@ -16,7 +16,7 @@ from keystep_capture.errors import ConfigError, DataError
 from keystep_models.psr.clips import ClipPrediction
 from keystep_models.psr.logic import Detection, ProcedureAwareLogic, StepCompletion
 from keystep_models.psr.merged_steps import MergedSteps
-from keystep_models.psr.procedure import Procedure
+from keystep_models.psr.procedure import ComponentState, Procedure
 from keystep_models.psr.temporal import (
     WINDOW_FRAMES,
     TemporalLogic,
@@ -69,6 +69,11 @@ class SharedFusion:
             window_frames=self._window_frames,
         )
         self._merged = MergedSteps(self.procedure)
+
+    @property
+    def state(self) -> ComponentState | None:
+        """The detector branch's present value of every component, length C."""
+        return self._detector.state
 
     def step(
         self, frame_idx: int, detections: Sequence[Detection], clip: ClipPrediction | None

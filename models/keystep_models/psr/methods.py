@@ -10,43 +10,34 @@ from typing import Any, Final, Literal, TypeAlias
 from keystep_capture.errors import ConfigError
 from keystep_models.psr.clips import ClipPrediction
 from keystep_models.psr.fusion import SharedFusion
-from keystep_models.psr.logic import Detection, StepCompletion, StepLogic, make_logic
-from keystep_models.psr.procedure import Procedure
+from keystep_models.psr.logic import Detection, make_logic
+from keystep_models.psr.procedure import ComponentState, Procedure
+from keystep_models.psr.recogniser import FrameReport, Recogniser
 from keystep_models.psr.soft_voting import SoftVoting
-from keystep_models.psr.steps_files import RecognisedStep
 from keystep_models.psr.temporal import WINDOW_FRAMES, TemporalLogic
+from keystep_models.psr.tracker_model import TrackerModel
+from keystep_models.psr.tracker_recogniser import TRACKER, fitted_model, make_tracker
+
+AUTO: Final = "auto"
+"""In place of a method's name: what is best for the procedure; see `choose_live_method`."""
 
 Fusion: TypeAlias = Literal["shared", "soft"]
-FrameStep: TypeAlias = Callable[
-    [int, Sequence[Detection], ClipPrediction | None], Sequence[RecognisedStep]
-]
+_Session: TypeAlias = Any  # whatever has step, snapshot, restore and state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodOptions:
-    """What a user may set; a method takes what it has. `threshold` None: the method's own."""
+    """What a user may set; a method takes what it has.
+
+    `threshold` None: the method's own. `tracker_model` None: the shipped settings where they fit.
+    """
 
     threshold: float | None = None
     decay: float = 0.75
     fusion: Fusion = "shared"
     weight: float = 0.5
     window_frames: int = WINDOW_FRAMES
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recogniser:
-    """A method at the start of a session, the same for all of them.
-
-    `step(frame_idx, detections, clip)` takes the next frame and gives the steps it completes.
-    Of the last frame, `branches` gives the steps by branch, and `retracted` those of earlier frames
-    that it took back; both are empty where a method has none.
-    """
-
-    step: FrameStep
-    snapshot: Callable[[], Mapping[str, Any]]
-    restore: Callable[[Mapping[str, Any]], None]
-    branches: Callable[[], Mapping[str, Sequence[RecognisedStep]]] = dict
-    retracted: Callable[[], Sequence[RecognisedStep]] = tuple
+    tracker_model: TrackerModel | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,14 +50,52 @@ class Method:
     make: Callable[[Procedure, MethodOptions], Recogniser]
 
 
+class _Adapter(Recogniser):
+    """A logic object behind the common interface; `advance` gives it a frame."""
+
+    def __init__(
+        self,
+        method: str,
+        logic: _Session,
+        advance: Callable[[int, Sequence[Detection], ClipPrediction | None], FrameReport],
+    ) -> None:
+        super().__init__(method, logic.procedure)
+        self._logic = logic
+        self._advance = advance
+
+    @property
+    def state(self) -> ComponentState:
+        """The logic's state; the procedure's first one until it has one."""
+        state: ComponentState | None = self._logic.state
+        return self.procedure.initial_state if state is None else state
+
+    def step(
+        self,
+        frame_idx: int,
+        detections: Sequence[Detection],
+        clip: ClipPrediction | None = None,
+    ) -> FrameReport:
+        """Take the next frame; as `Recogniser.step`."""
+        return self._advance(frame_idx, detections, clip)
+
+    def snapshot(self) -> Mapping[str, Any]:
+        """The logic's snapshot."""
+        snapshot: Mapping[str, Any] = self._logic.snapshot()
+        return snapshot
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """Restore the logic; as `Recogniser.restore`."""
+        self._logic.restore(snapshot)
+
+
 def _detection_method(name: str) -> Callable[[Procedure, MethodOptions], Recogniser]:
     def make(procedure: Procedure, options: MethodOptions) -> Recogniser:
         threshold = 8.0 if options.threshold is None else options.threshold
-        logic: StepLogic = make_logic(name, procedure, threshold=threshold, decay=options.decay)
-        return Recogniser(
-            step=lambda frame_idx, detections, _: logic.step(frame_idx, detections),
-            snapshot=logic.snapshot,
-            restore=logic.restore,
+        logic = make_logic(name, procedure, threshold=threshold, decay=options.decay)
+        return _Adapter(
+            name,
+            logic,
+            lambda frame_idx, detections, _: FrameReport(steps=logic.step(frame_idx, detections)),
         )
 
     return make
@@ -74,10 +103,10 @@ def _detection_method(name: str) -> Callable[[Procedure, MethodOptions], Recogni
 
 def _make_temporal(procedure: Procedure, options: MethodOptions) -> Recogniser:
     logic = TemporalLogic(procedure, **_branch_options(options))
-    return Recogniser(
-        step=lambda frame_idx, _, clip: logic.step(frame_idx, clip),
-        snapshot=logic.snapshot,
-        restore=logic.restore,
+    return _Adapter(
+        "temporal",
+        logic,
+        lambda frame_idx, _, clip: FrameReport(steps=logic.step(frame_idx, clip)),
     )
 
 
@@ -85,20 +114,17 @@ def _make_storm(procedure: Procedure, options: MethodOptions) -> Recogniser:
     settings = {**_branch_options(options), "weight": options.weight}
     if options.fusion == "soft":
         voting = SoftVoting(procedure, **settings)
-        return Recogniser(step=voting.step, snapshot=voting.snapshot, restore=voting.restore)
+        return _Adapter("storm", voting, lambda *frame: FrameReport(steps=voting.step(*frame)))
     fused = SharedFusion(procedure, **settings)
-    last: dict[str, list[StepCompletion]] = {}
 
-    def step(
+    def advance(
         frame_idx: int, detections: Sequence[Detection], clip: ClipPrediction | None
-    ) -> list[StepCompletion]:
+    ) -> FrameReport:
         frame = fused.step(frame_idx, detections, clip)
-        last.update(detector=frame.detector, temporal=frame.temporal)
-        return frame.merged
+        branches = {"detector": frame.detector, "temporal": frame.temporal}
+        return FrameReport(steps=frame.merged, branches=branches)
 
-    return Recogniser(
-        step=step, snapshot=fused.snapshot, restore=fused.restore, branches=lambda: last
-    )
+    return _Adapter("storm", fused, advance)
 
 
 def _branch_options(options: MethodOptions) -> dict[str, Any]:
@@ -107,6 +133,15 @@ def _branch_options(options: MethodOptions) -> dict[str, Any]:
         "decay": options.decay,
         "window_frames": options.window_frames,
     }
+
+
+def _make_tracker(procedure: Procedure, options: MethodOptions) -> Recogniser:
+    if options.threshold is not None:
+        raise ConfigError(
+            f"the tracker has no sum to exceed (threshold {options.threshold}); its thresholds are"
+            " in its settings"
+        )
+    return make_tracker(procedure, options.tracker_model)
 
 
 METHODS: Final[Mapping[str, Method]] = MappingProxyType(
@@ -136,9 +171,18 @@ METHODS: Final[Mapping[str, Method]] = MappingProxyType(
             needs_clips=True,
             make=_make_storm,
         ),
+        TRACKER: Method(
+            title="Keystep's tracker: a probabilistic filter over assemblies",
+            needs_detections=True,
+            needs_clips=False,
+            make=_make_tracker,
+        ),
     }
 )
-"""Every method by the name that `keystep psr run --method` takes."""
+"""Every method by the name that `keystep psr run --method` and sessions take."""
+
+LIVE_METHODS: Final = tuple(name for name, method in METHODS.items() if not method.needs_clips)
+"""Those that a live session can run: no stream carries clip predictions yet."""
 
 
 def find_method(name: str) -> Method:
@@ -149,39 +193,31 @@ def find_method(name: str) -> Method:
     return method
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MethodRun:
-    """A whole recording's steps in order of time.
-
-    `steps` are those that stood at the end, `retracted` those that did not, `branches` each
-    branch's own.
-    """
-
-    steps: list[RecognisedStep]
-    retracted: list[RecognisedStep]
-    branches: Mapping[str, list[RecognisedStep]]
+def check_live_method(name: str) -> None:
+    """ConfigError, with the reason, unless a live session can run this method."""
+    if find_method(name).needs_clips:
+        raise ConfigError(
+            f"method {name!r} needs clip predictions, which no live stream carries; a live session"
+            f" can run {', '.join(LIVE_METHODS)}"
+        )
 
 
-def run_method(
-    recogniser: Recogniser,
-    detections: Sequence[Sequence[Detection]],
-    clips: Sequence[ClipPrediction | None],
-) -> MethodRun:
-    """Give a recogniser every frame of a recording, as a live session would.
+def choose_live_method(
+    asked: str | None, procedure: Procedure, *, default: str = AUTO
+) -> tuple[str, Recogniser]:
+    """The method a live session runs, by name and at its start.
 
     Args:
-        recogniser: At the start of a session.
-        detections: One list per frame.
-        clips: What the clip that ends at each frame shows; as many.
+        asked: What the session asks for; None leaves it to `default`.
+        procedure: What the session follows.
+        default: A method, or `AUTO`: the tracker where settings were fitted for the procedure (on
+            IndustReal it beats B3, docs/tracker.md), else b3, as nothing was measured there.
+
+    Raises:
+        ConfigError: there is no such method, it cannot run live, or not with this procedure.
     """
-    steps: list[RecognisedStep] = []
-    retracted: list[RecognisedStep] = []
-    branches: dict[str, list[RecognisedStep]] = {}
-    for frame_idx, (seen, clip) in enumerate(zip(detections, clips, strict=True)):
-        steps += recogniser.step(frame_idx, seen, clip)
-        for gone in recogniser.retracted():
-            steps.remove(gone)
-            retracted.append(gone)
-        for name, found in recogniser.branches().items():
-            branches.setdefault(name, []).extend(found)
-    return MethodRun(steps=steps, retracted=retracted, branches=branches)
+    name = asked or default
+    if name == AUTO:
+        name = "b3" if fitted_model(procedure) is None else TRACKER
+    check_live_method(name)
+    return name, METHODS[name].make(procedure, MethodOptions())

@@ -79,6 +79,11 @@ class Tracker:
         return self._blind_frames <= self.model.blind_frames
 
     @property
+    def standing_events(self) -> tuple[TrackerEvent, ...]:
+        """The last report of each component that has one that stands: all that can be retracted."""
+        return tuple(self._last_events.values())
+
+    @property
     def mistake_probability(self) -> float:
         """Probability that the assembly is in no state known to be right."""
         return float(self._belief[self._count :].sum())

@@ -1,0 +1,136 @@
+"""What every method looks like to whoever drives it, a command or a server: frames in, steps out.
+
+Nobody who drives a `Recogniser` needs to know which method it is; `methods` makes them by name.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from keystep_models.psr.clips import ClipPrediction
+from keystep_models.psr.logic import Detection, StepCompletion
+from keystep_models.psr.procedure import ComponentState, Procedure
+
+
+@dataclass(frozen=True, slots=True)
+class Retraction:
+    """A step reported in an earlier frame that no longer holds.
+
+    `step` is the report as it was made, which frame and step tell from all others. `frame_idx` is
+    the frame that spoke against it, `confidence` the probability that it is wrong.
+    """
+
+    step: StepCompletion
+    frame_idx: int
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameReport:
+    """What one frame led to: first what it takes back, then what it reports.
+
+    `branches` gives the steps by branch, for methods that have branches.
+    """
+
+    steps: Sequence[StepCompletion] = ()
+    retracted: Sequence[Retraction] = ()
+    branches: Mapping[str, Sequence[StepCompletion]] = field(default_factory=dict)
+
+    @property
+    def changes(self) -> tuple[Retraction | StepCompletion, ...]:
+        """Everything in the order in which it is to be told."""
+        return (*self.retracted, *self.steps)
+
+
+class Recogniser(ABC):
+    """A method that follows one session, frame by frame.
+
+    Attributes:
+        method: Its name in `methods.METHODS`.
+        procedure: What it follows.
+        note: What its user should know of how it was set up; empty where there is nothing.
+    """
+
+    note: str = ""
+
+    def __init__(self, method: str, procedure: Procedure) -> None:
+        self.method = method
+        self.procedure = procedure
+
+    @property
+    @abstractmethod
+    def state(self) -> ComponentState:
+        """Present value of every component as reported so far, length C."""
+
+    @property
+    def can_see(self) -> bool:
+        """Whether the work is in view; always, for a method that cannot tell."""
+        return True
+
+    @abstractmethod
+    def step(
+        self,
+        frame_idx: int,
+        detections: Sequence[Detection],
+        clip: ClipPrediction | None = None,
+    ) -> FrameReport:
+        """Take the next frame, with or without detections, and what the clip that ends here shows.
+
+        Raises:
+            StateError: `frame_idx` is not after the last frame's.
+            DataError: an input does not fit the procedure. The frame then counts as not given.
+        """
+
+    @abstractmethod
+    def snapshot(self) -> Mapping[str, Any]:
+        """Everything needed to go on from here, as values that JSON holds exactly."""
+
+    @abstractmethod
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """Go on from a `snapshot` of the same method, procedure and settings.
+
+        Raises:
+            DataError: it is another's, or is malformed. The recogniser is then as it was.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodRun:
+    """A whole recording's steps in order of time.
+
+    `steps` are those that stood at the end, `retracted` those that did not, `branches` each
+    branch's own.
+    """
+
+    steps: list[StepCompletion]
+    retracted: list[StepCompletion]
+    branches: Mapping[str, list[StepCompletion]]
+
+
+def run_recording(
+    recogniser: Recogniser,
+    detections: Sequence[Sequence[Detection]],
+    clips: Sequence[ClipPrediction | None],
+) -> MethodRun:
+    """Give a recogniser every frame of a recording, as a live session would.
+
+    Args:
+        recogniser: At the start of a session.
+        detections: One list per frame.
+        clips: What the clip that ends at each frame shows; as many.
+    """
+    steps: list[StepCompletion] = []
+    retracted: list[StepCompletion] = []
+    branches: dict[str, list[StepCompletion]] = {}
+    for frame_idx, (seen, clip) in enumerate(zip(detections, clips, strict=True)):
+        report = recogniser.step(frame_idx, seen, clip)
+        for retraction in report.retracted:
+            steps.remove(retraction.step)
+            retracted.append(retraction.step)
+        steps += report.steps
+        for name, found in report.branches.items():
+            branches.setdefault(name, []).extend(found)
+    return MethodRun(steps=steps, retracted=retracted, branches=branches)
