@@ -46,6 +46,8 @@ class Source:
         session: The session to continue; None: the device's open one, or a new one.
         task: Name of the task, for a new session.
         procedure: Name of the procedure to be guided by, for a new session.
+        method: Name of the method that recognises its steps, for a new session; None: the server's
+            choice.
         replay: Lossless: every stream waits for credit.
         time_scale: Data seconds a second.
     """
@@ -57,6 +59,7 @@ class Source:
     session: str | None = None
     task: str | None = None
     procedure: str | None = None
+    method: str | None = None
     replay: bool = False
     time_scale: float = 1.0
 
@@ -355,6 +358,7 @@ class Sender:
                 session=self._session,
                 task=source.task,
                 procedure=source.procedure,
+                method=source.method,
                 replay=source.replay,
                 time_scale=source.time_scale,
             )

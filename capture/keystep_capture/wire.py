@@ -15,7 +15,8 @@ from keystep_capture.errors import ProtocolError, WireError
 from keystep_capture.streams import STREAMS, StreamSpec
 
 PROTOCOL_MAJOR = 1
-PROTOCOL = f"{PROTOCOL_MAJOR}.0"
+PROTOCOL_MINOR = 1
+PROTOCOL = f"{PROTOCOL_MAJOR}.{PROTOCOL_MINOR}"
 MAX_HEADER_BYTES = 4096
 
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
@@ -66,6 +67,7 @@ class Hello(Message, tag="hello", frozen=True):
     session: Identifier | None = None
     task: Name | None = None
     procedure: Name | None = None
+    method: Name | None = None
     replay: bool = False
     time_scale: float = 1.0
 
@@ -264,7 +266,7 @@ def _newer_minor(protocol: str) -> bool:
             f"the other side speaks protocol {protocol}, this one {PROTOCOL}: "
             f"use matching major versions of keystep on both sides"
         )
-    return protocol != PROTOCOL
+    return int(minor) > PROTOCOL_MINOR
 
 
 def check_payload(header: PacketHeader, payload_bytes: int) -> StreamSpec:

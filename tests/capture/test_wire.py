@@ -60,6 +60,7 @@ hellos = st.builds(
     session=st.none() | identifiers,
     task=st.none() | names,
     procedure=st.none() | names,
+    method=st.none() | names,
     replay=st.booleans(),
     time_scale=floats,
 )
@@ -277,7 +278,7 @@ BOMBS = {
 def test_bombs_are_malformed_wherever_they_stand(bomb: bytes, key: str) -> None:
     for kind in ("hello", "packet", "clock_reply"):
         prefix = b"\x83" + b"".join(
-            msgpack.packb(text) for text in ("type", kind, "protocol", "1.1", key)
+            msgpack.packb(text) for text in ("type", kind, "protocol", "1.2", key)
         )
         for header in (bomb, prefix + bomb):
             with pytest.raises(WireError) as caught:
@@ -327,14 +328,15 @@ def test_unknown_keys_of_a_newer_minor_version_are_ignored(golden: dict[str, Any
 
 def test_unknown_types_are_ignored_of_a_newer_minor_version_only() -> None:
     for decode in DECODERS.values():
-        assert decode(packed({"type": "haptics", "protocol": "1.1", "pulse": 3})) is None
-        with pytest.raises(WireError, match="'haptics' message is malformed"):
-            decode(packed({"type": "haptics", "protocol": "1.0", "pulse": 3}))
+        assert decode(packed({"type": "haptics", "protocol": "1.2", "pulse": 3})) is None
+        for protocol in ("1.0", "1.1"):
+            with pytest.raises(WireError, match="'haptics' message is malformed"):
+                decode(packed({"type": "haptics", "protocol": protocol, "pulse": 3}))
 
 
 def test_a_newer_minor_version_does_not_excuse_a_malformed_packet() -> None:
     with pytest.raises(WireError, match="'packet' message is malformed"):
-        wire.decode_client_message(packed(PACKET, protocol="1.1", sequence=-1))
+        wire.decode_client_message(packed(PACKET, protocol="1.2", sequence=-1))
 
 
 @pytest.mark.parametrize(

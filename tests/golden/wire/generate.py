@@ -13,7 +13,7 @@ import msgpack
 DEVICE_TIME_NS = 8_123_456_789_012
 PACKET = {
     "type": "packet",
-    "protocol": "1.0",
+    "protocol": "1.1",
     "session": "ses_01jq7v8k3n4m5p6q7r8s9t0v1w",
     "epoch": 1,
     "stream": "rgb",
@@ -28,7 +28,7 @@ RAY = struct.pack("<6f", 0.0, 1.6, 0.0, 0.0, 0.0, -1.0)
 DETECTIONS = struct.pack("<12d", 3, 0.9, 10, 20, 30, 40, 7, 0.25, 0.5, 1.5, 2.5, 3.5)
 HELLO = {
     "type": "hello",
-    "protocol": "1.0",
+    "protocol": "1.1",
     "device": "hololens-2.lab_4",
     "client": "keystep-hololens 0.1.0",
     "instance": "8f14e45f",
@@ -75,10 +75,20 @@ CLIENT: list[tuple[str, dict[str, Any], bytes | None]] = [
         None,
     ),
     (
+        "hello that asks for a method (1.1)",
+        HELLO | {"streams": ["detections"], "procedure": "toy-bike", "method": "tracker"},
+        None,
+    ),
+    (
+        "hello of a client that speaks 1.0",
+        HELLO | {"protocol": "1.0"},
+        None,
+    ),
+    (
         "clock_reply",
         {
             "type": "clock_reply",
-            "protocol": "1.0",
+            "protocol": "1.1",
             "request_id": 7,
             "server_time_ns": 1_000_000_000,
             "receive_time_ns": -5,
@@ -91,7 +101,7 @@ CLIENT: list[tuple[str, dict[str, Any], bytes | None]] = [
         "device_clock",
         {
             "type": "device_clock",
-            "protocol": "1.0",
+            "protocol": "1.1",
             "epoch": 1,
             "device_time_ns": DEVICE_TIME_NS,
             "bridge_time_ns": 512_000_000,
@@ -104,7 +114,7 @@ CLIENT: list[tuple[str, dict[str, Any], bytes | None]] = [
         "guidance_ack",
         {
             "type": "guidance_ack",
-            "protocol": "1.0",
+            "protocol": "1.1",
             "revision": 3,
             "displayed_time_ns": 700_000_000,
             "displayed": True,
@@ -115,7 +125,7 @@ CLIENT: list[tuple[str, dict[str, Any], bytes | None]] = [
         "finished",
         {
             "type": "finished",
-            "protocol": "1.0",
+            "protocol": "1.1",
             "last_sequences": {"rgb": 899, "gaze": -1},
             "close": True,
         },
@@ -128,7 +138,7 @@ SERVER: list[tuple[str, dict[str, Any]]] = [
         "welcome",
         {
             "type": "welcome",
-            "protocol": "1.0",
+            "protocol": "1.1",
             "session": PACKET["session"],
             "epoch": 1,
             "heartbeat_s": 1.0,
@@ -139,9 +149,9 @@ SERVER: list[tuple[str, dict[str, Any]]] = [
         "refused for good",
         {
             "type": "refused",
-            "protocol": "1.0",
+            "protocol": "1.1",
             "reason": "protocol_version",
-            "message": "the other side speaks protocol 2.0, this one 1.0",
+            "message": "the other side speaks protocol 2.0, this one 1.1",
             "fatal": True,
         },
     ),
@@ -149,7 +159,7 @@ SERVER: list[tuple[str, dict[str, Any]]] = [
         "credit",
         {
             "type": "credit",
-            "protocol": "1.0",
+            "protocol": "1.1",
             "stream": "rgb",
             "granted": 48,
             "received_sequence": 15,
@@ -159,7 +169,7 @@ SERVER: list[tuple[str, dict[str, Any]]] = [
         "clock_request",
         {
             "type": "clock_request",
-            "protocol": "1.0",
+            "protocol": "1.1",
             "request_id": 7,
             "server_time_ns": 1_000_000_000,
         },
@@ -168,7 +178,7 @@ SERVER: list[tuple[str, dict[str, Any]]] = [
         "guidance",
         {
             "type": "guidance",
-            "protocol": "1.0",
+            "protocol": "1.1",
             "revision": 3,
             "severity": "caution",
             "current_step": {"id": 4, "title": "Fit the front wheel"},
@@ -178,14 +188,16 @@ SERVER: list[tuple[str, dict[str, Any]]] = [
             "device_time_ns": DEVICE_TIME_NS,
         },
     ),
-    ("finish", {"type": "finish", "protocol": "1.0", "reason": "closed by REST"}),
-    ("closed", {"type": "closed", "protocol": "1.0", "session": PACKET["session"]}),
+    ("finish", {"type": "finish", "protocol": "1.1", "reason": "closed by REST"}),
+    ("closed", {"type": "closed", "protocol": "1.1", "session": PACKET["session"]}),
 ]
 
 
 def in_our_order(fields: dict[str, Any]) -> dict[str, Any]:
     """Any order is right on the wire; ours ends with the protocol."""
-    return {key: fields[key] for key in fields if key != "protocol"} | {"protocol": "1.0"}
+    return {key: fields[key] for key in fields if key != "protocol"} | {
+        "protocol": fields["protocol"]
+    }
 
 
 def main() -> None:
