@@ -51,7 +51,7 @@ class BridgeConfig:
         base_port: Port of the headset's first service.
         server: The server's endpoint, e.g. `tcp://127.0.0.1:8041`.
         device: The headset's id.
-        kind, task, procedure: Of a new session.
+        kind, task, procedure, method: Of a new session.
         session: To continue a certain session.
         token: The server's shared secret; needed off loopback.
         width, height, fps: The PV format asked for.
@@ -72,6 +72,7 @@ class BridgeConfig:
     kind: wire.SessionKind = "guided"
     task: str | None = None
     procedure: str | None = None
+    method: str | None = None
     session: str | None = None
     token: str | None = None
     width: int = 640
@@ -136,6 +137,7 @@ class Bridge:
                 session=config.session,
                 task=config.task,
                 procedure=config.procedure,
+                method=config.method,
                 replay=self._replay,
                 time_scale=config.time_scale,
             ),

@@ -44,6 +44,12 @@ def bridge(
     procedure: Annotated[
         str | None, typer.Option(help="Procedure to guide a new session by.")
     ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="Step recognition of a new session: b1, b2, b3, tracker; else the server's choice."
+        ),
+    ] = None,
     session: Annotated[str | None, typer.Option(help="Session to continue.")] = None,
     token: Annotated[
         str | None,
@@ -77,6 +83,7 @@ def bridge(
         kind=kind.value,
         task=task,
         procedure=procedure,
+        method=method,
         session=session,
         token=token,
         width=width,

@@ -32,11 +32,13 @@ async def publish_detections(
     *,
     server: str,
     device: str,
+    method: str | None = None,
     token: str | None = None,
 ) -> None:
     """Send a sample's detections, empty frames included, as the headset's playback goes on.
 
-    Returns when the last frame is sent; the session stays open.
+    Returns when the last frame is sent; the session stays open. `method` is what a new session is
+    to recognise its steps by; None leaves it to the server.
 
     Raises:
         ConfigError: The sample has no detections.
@@ -53,6 +55,7 @@ async def publish_detections(
             client=f"keystep-detections {version('keystep')}",
             streams=("detections",),
             procedure=procedure_of(sample),
+            method=method,
             replay=time_scale != 1.0,
             time_scale=time_scale,
         ),

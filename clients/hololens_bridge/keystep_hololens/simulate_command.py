@@ -43,6 +43,12 @@ def simulate(
     device_id: Annotated[
         str, typer.Option(help="Id of the headset, for the detections' session.")
     ] = "hololens2-127-0-0-1",
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="Step recognition of a new session: b1, b2, b3, tracker; else the server's choice."
+        ),
+    ] = None,
     token: Annotated[
         str | None, typer.Option(envvar="KEYSTEP_TOKEN", help="The server's token.")
     ] = None,
@@ -60,9 +66,11 @@ def simulate(
         chosen, video, host=host, base_port=base_port, time_scale=time_scale, loop=loop
     )
     target = None
+    if method is not None and server is None:
+        raise ConfigError("--method is for the session that --server's detections go to")
     if server is not None:
         check_target(server=server, device=device_id, token=token)
-        target = Target(server=server, device=device_id, token=token)
+        target = Target(server=server, device=device_id, method=method, token=token)
     asyncio.run(_run(headset, chosen, target))
 
 
@@ -72,6 +80,7 @@ class Target:
 
     server: str
     device: str
+    method: str | None
     token: str | None
 
 
@@ -118,7 +127,12 @@ async def _publish(headset: SimulatedHeadset, sample: Sample | None, target: Tar
 
     if target is not None and sample is not None:
         await publish_detections(
-            sample, headset, server=target.server, device=target.device, token=target.token
+            sample,
+            headset,
+            server=target.server,
+            device=target.device,
+            method=target.method,
+            token=target.token,
         )
 
 
