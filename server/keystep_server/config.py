@@ -27,6 +27,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from keystep_capture.errors import ConfigError
+from keystep_models.psr.methods import AUTO, check_live_method
 
 ENV_PREFIX = "KEYSTEP_"
 TOKEN_MIN_CHARS = 32
@@ -64,6 +65,10 @@ class ServerConfig(BaseSettings):
     procedures_dir: Path | None = Field(
         None, description="folder of procedures; by default data_dir/procedures"
     )
+    default_method: str = Field(
+        AUTO,
+        description="step recognition of sessions that ask for none: auto, b1, b2, b3 or tracker",
+    )
     feature_rate_hz: float = Field(10.0, gt=0, le=60, description="frames a second for the models")
     inference_max_batch: int = Field(16, ge=1, le=256, description="requests in one model call")
     inference_max_wait_ms: float = Field(
@@ -88,6 +93,13 @@ class ServerConfig(BaseSettings):
     def _is_endpoint(cls, value: str) -> str:
         if not _ENDPOINT.fullmatch(value):
             raise ValueError(f"expected tcp://HOST:PORT or ipc://PATH, got {value!r}")
+        return value
+
+    @field_validator("default_method")
+    @classmethod
+    def _can_run_live(cls, value: str) -> str:
+        if value != AUTO:
+            check_live_method(value)
         return value
 
     @field_validator("database_url")

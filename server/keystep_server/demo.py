@@ -101,6 +101,7 @@ class Demo:
                 "device_id": "demo-assembly",
                 "kind": "guided",
                 "procedure": f"industreal-{truth.procedure}",
+                "method": "b3",  # what it prints is compared with the published logic
                 "replay": speed != 1.0,
                 "time_scale": speed,
             },

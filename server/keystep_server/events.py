@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 
 import structlog
 
-from keystep_server.storage import SessionState, StepEvent, Store, StoredEvent
+from keystep_server.storage import EventRetraction, SessionState, StepEvent, Store, StoredEvent
 
 _PAGE = 500  # events read from the store at once
 _Result = TypeVar("_Result")
@@ -151,14 +151,18 @@ class EventLog:
             self._store_and_publish(self._store.append_event, session_id, event)
         )
 
-    async def retract(self, event_id: str) -> StoredEvent:
-        """Mark an event as retracted and publish it again, under its new ordinal.
+    async def retract(self, event_id: str, retraction: EventRetraction) -> StoredEvent:
+        """Mark an event as retracted, then publish it again, under its new ordinal.
+
+        One that is retracted already is only given back.
 
         Raises:
             NotFoundError: There is no such event.
             StateError: Its session is closed.
         """
-        return await self._finish(self._store_and_publish(self._store.retract_event, event_id))
+        return await self._finish(
+            self._store_and_publish(self._store.retract_event, event_id, retraction)
+        )
 
     async def read(
         self, session_id: str, *, after: int = 0, limit: int = 1000

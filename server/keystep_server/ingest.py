@@ -21,7 +21,7 @@ from keystep_capture.errors import DataError, RefusedError, StateError, WireErro
 from keystep_capture.peers import Admission, Buffer, Lane, Peer
 from keystep_capture.receiver import Receiver
 from keystep_capture.streams import STREAMS
-from keystep_models.psr.logic import make_logic
+from keystep_models.psr.methods import choose_live_method
 from keystep_models.psr.procedure import Procedure, builtin_procedure
 from keystep_server.events import EventLog
 from keystep_server.guidance import Guide
@@ -230,6 +230,7 @@ class Ingest:
                 kind=SessionKind(hello.kind),
                 task=hello.task,
                 procedure=hello.procedure,
+                method=hello.method,
                 replay=hello.replay,
                 time_scale=hello.time_scale,
                 client=hello.client,
@@ -268,7 +269,7 @@ class Ingest:
         guide = None
         if session.procedure is not None:
             procedure = procedure_named(session.procedure)
-            guide = Guide(procedure=procedure, logic=make_logic("b3", procedure))
+            guide = Guide(logic=choose_live_method(session.method, procedure)[1])
         live = LiveSession(
             session=session,
             folder=folder,

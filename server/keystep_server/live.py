@@ -22,14 +22,18 @@ from keystep_capture.clock import Clock
 from keystep_capture.errors import KeystepError
 from keystep_capture.peers import Lane, Peer
 from keystep_capture.streams import STREAMS
+from keystep_models.psr.logic import StepCompletion
+from keystep_models.psr.recogniser import Retraction
 from keystep_server.events import EventLog
 from keystep_server.guidance import Guide
 from keystep_server.key_steps import progress_key_steps
 from keystep_server.latency import LatencyWindow
 from keystep_server.metrics import Metrics
-from keystep_server.pipeline import Completion, Item, Outcome, SessionPipeline
+from keystep_server.pipeline import Change, Item, Outcome, SessionPipeline
+from keystep_server.standing import StandingReports
 from keystep_server.storage import (
     Branch,
+    EventRetraction,
     KeyStepSource,
     Session,
     StepEvent,
@@ -163,18 +167,15 @@ class LiveSession:
     async def _act_on(self, outcome: Outcome, batch: list[Item]) -> None:
         for (stream, reason), count in outcome.dropped.items():
             self._count_dropped(stream, reason, count)
-        mistake = None
-        for completion in outcome.completions:
-            await self._store_event(completion)
-            if completion.step.kind == "incorrect" and self.guide is not None:
-                mistake = self.guide.procedure.step(completion.step.step_id).title
+        for change in outcome.changes:
+            await self._store_change(change)
         self._note_features()
         if self.guide is None or not any(item.header.stream == "detections" for item in batch):
             return
-        blind = self.guide.latest is not None and self.guide.latest.severity == "cannot_see"
-        if outcome.completions or blind:
-            self.tell(device_time_ns=batch[-1].header.device_time_ns, mistake=mistake)
-        if outcome.completions:
+        was_blind = self.guide.latest is not None and self.guide.latest.severity == "cannot_see"
+        if outcome.changes or was_blind or not self.guide.logic.can_see:
+            self.tell(device_time_ns=batch[-1].header.device_time_ns)
+        if outcome.changes:
             await asyncio.to_thread(self.store_progress)
             self._saved_ns = 0  # due when this batch is done
 
@@ -182,10 +183,16 @@ class LiveSession:
         self.dropped[stream, reason] += count
         self.services.metrics.packets_dropped(stream, reason, count)
 
-    async def _store_event(self, completion: Completion) -> None:
+    async def _store_change(self, change: Change) -> None:
+        """Store what a method reports or takes back; the log publishes it then."""
+        if isinstance(change.change, Retraction):
+            await self._retract(change.change, change.header)
+        else:
+            await self._store_event(change.change, change)
+
+    async def _store_event(self, step: StepCompletion, change: Change) -> None:
         assert self.guide is not None
-        step, header = completion.step, completion.header
-        self.guide.note(step)
+        header = change.header
         event = StepEvent(
             step_id=step.step_id,
             title=self.guide.procedure.step(step.step_id).title,
@@ -198,12 +205,31 @@ class LiveSession:
             branch=Branch.ASSEMBLY_STATE,
             evidence={"method": self.guide.logic.method, "stream": header.stream},
         )
-        await self.services.events.append(self.session.id, event)
+        stored = await self.services.events.append(self.session.id, event)
+        self.guide.standing.add(step, stored.id)
         now_ns = self.services.clock()
         self.services.metrics.step_event_stored(event.branch.value, event.kind.value)
-        self.services.metrics.event_latency((now_ns - completion.received_ns) / 1e9)
-        self.latencies.add("arrival_to_event", now_ns - completion.received_ns)
+        self.services.metrics.event_latency((now_ns - change.received_ns) / 1e9)
+        self.latencies.add("arrival_to_event", now_ns - change.received_ns)
         self._note_from_capture("capture_to_event", header.stream, header.device_time_ns, now_ns)
+
+    async def _retract(self, retraction: Retraction, header: wire.PacketHeader) -> None:
+        assert self.guide is not None
+        event_id = self.guide.standing.take_back(retraction.step)
+        if event_id is None:
+            log.error("a report to take back is not known", session=self.session.id)
+            return
+        taken_back = EventRetraction(
+            at=datetime.now(UTC),
+            by=self.guide.logic.method,
+            evidence={
+                "frame_idx": header.frame_idx,
+                "device_time_ns": str(header.device_time_ns),  # as all of REST's nanoseconds
+                "epoch": header.epoch,
+                "confidence": min(1.0, max(0.0, retraction.confidence)),
+            },
+        )
+        await self.services.events.retract(event_id, taken_back)
 
     def store_progress(self) -> None:
         """Write down how far the procedure is; blocks. Without a procedure there is nothing."""
@@ -223,11 +249,11 @@ class LiveSession:
 
     # -- guidance --------------------------------------------------------------------------------
 
-    def tell(self, *, device_time_ns: int, mistake: str | None = None, blind: bool = False) -> None:
+    def tell(self, *, device_time_ns: int, blind: bool = False) -> None:
         """Work out the guidance of this moment and send it where it is new."""
         if self.guide is None:
             return
-        guidance = self.guide.update(device_time_ns=device_time_ns, mistake=mistake, blind=blind)
+        guidance = self.guide.update(device_time_ns=device_time_ns, blind=blind)
         if guidance is None:
             return
         self.services.publish_guidance(self.session.id, guidance)
@@ -345,8 +371,10 @@ class LiveSession:
 
     def _restore(self, state: dict[str, Any]) -> None:
         if self.guide is not None and state["logic"] is not None:
-            self.guide.logic.restore(state["logic"])
-            self.guide.done = set(state["done"])
+            standing = StandingReports(procedure=self.guide.procedure)
+            standing.restore(state["standing"])
+            self.guide.logic.restore(state["logic"])  # last: what fails leaves all as it was
+            self.guide.standing = standing
             self.guide.update(device_time_ns=0, revision=state["revision"] + 1)
         self.first_device_time_ns = state["first_device_time_ns"]
         self.pipeline.detection_count = state["detection_count"]
@@ -365,7 +393,7 @@ class LiveSession:
         """Write down what a restarted server needs to go on; not while a batch is worked off."""
         state = {
             "logic": self.guide.logic.snapshot() if self.guide else None,
-            "done": sorted(self.guide.done) if self.guide else [],
+            "standing": self.guide.standing.snapshot() if self.guide else [],
             "revision": self.guide.latest.revision if self.guide and self.guide.latest else 0,
             "detection_count": self.pipeline.detection_count,
             "first_device_time_ns": self.first_device_time_ns,

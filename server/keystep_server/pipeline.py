@@ -34,7 +34,8 @@ from keystep_capture.recording import VideoRecorder
 from keystep_capture.video import GapFilter, PacketDecoder
 from keystep_capture.wire import PacketHeader
 from keystep_models.cues.appearance_cue import CROP, AppearancePreprocessing
-from keystep_models.psr.logic import Detection, StepCompletion, StepLogic
+from keystep_models.psr.logic import Detection, StepCompletion
+from keystep_models.psr.recogniser import Recogniser, Retraction
 from keystep_server.features import TickStore
 from keystep_server.inference import InferenceEngine
 
@@ -54,10 +55,10 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class Completion:
-    """A step completion with the packet it was seen in."""
+class Change:
+    """A step reported or taken back, with the packet that it was seen in."""
 
-    step: StepCompletion
+    change: StepCompletion | Retraction
     header: PacketHeader
     received_ns: int
 
@@ -66,7 +67,7 @@ class Completion:
 class Outcome:
     """What a batch of packets led to."""
 
-    completions: list[Completion] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
     dropped: Counter[tuple[str, str]] = field(default_factory=Counter)
 
 
@@ -100,7 +101,7 @@ class SessionPipeline:
         appearance_model: str,
         lossless: bool,
         rate_hz: float,
-        logic: StepLogic | None,
+        logic: Recogniser | None,
         clock: Clock = time.monotonic_ns,
     ) -> None:
         """Open the session's files.
@@ -230,9 +231,9 @@ class SessionPipeline:
         if self.logic is not None:
             detections = [_detection(row) for row in rows]
             # Numbered here, since a source's own numbers begin anew with each of its epochs.
-            steps = self.logic.step(self.detection_count, detections)
+            report = self.logic.step(self.detection_count, detections)
             self.detection_count += 1
-            outcome.completions.extend(Completion(step, header, item.received_ns) for step in steps)
+            outcome.changes += [Change(made, header, item.received_ns) for made in report.changes]
         self._align(header, _Frame(item.received_ns))
 
     def _take_array(self, item: Item, outcome: Outcome) -> None:

@@ -59,6 +59,9 @@ class Publisher:
                 "confidence": event.confidence,
                 "branch": event.branch.value,
                 "retracted": event.retracted,
+                "retracted_at": event.retracted_at.isoformat() if event.retracted_at else None,
+                "retracted_by": event.retracted_by,
+                "retraction_evidence": event.retraction_evidence,
             },
         )
 

@@ -46,6 +46,7 @@ _NEW_SESSION = {
     "kind": "guided",
     "task": "assemble the toy bike",
     "procedure": "toy-bike",
+    "method": "tracker",
     "replay": False,
     "time_scale": 1.0,
 }
@@ -75,6 +76,9 @@ _STEP_EVENT = {
     "evidence": {"state": "11110000000"},
     "occurrence": 0,
     "retracted": False,
+    "retracted_at": None,
+    "retracted_by": None,
+    "retraction_evidence": None,
 }
 _KEY_STEP = {
     "id": _KEY_STEP_ID,
@@ -146,6 +150,10 @@ class SessionIn(BaseModel):
     kind: SessionKind
     task: Name | None = None
     procedure: Name | None = Field(None, description="name of the procedure to be guided through")
+    method: Name | None = Field(
+        None,
+        description="how steps are recognised: b1, b2, b3, tracker; by default the server's choice",
+    )
     replay: bool = Field(False, description="recorded streams: lossless, results do not hurry")
     time_scale: float = Field(
         1.0, gt=0, le=1000, allow_inf_nan=False, description="data seconds per second; replay only"
@@ -163,6 +171,7 @@ class SessionOut(BaseModel):
     state: SessionState
     task: str | None
     procedure: str | None
+    method: str | None = Field(description="how steps are recognised; null without a procedure")
     replay: bool
     time_scale: float
     created_at: datetime
@@ -203,7 +212,13 @@ class StepEventOut(BaseModel):
     branch: Branch
     evidence: dict[str, Any]
     occurrence: int = Field(description="counts events that are equal in all else")
-    retracted: bool
+    retracted: bool = Field(description="it no longer holds; key steps and guidance leave it out")
+    retracted_at: datetime | None
+    retracted_by: str | None = Field(description="the method that took it back, or who else did")
+    retraction_evidence: dict[str, Any] | None = Field(
+        description="of a method's: frame_idx, device_time_ns, epoch, and the confidence that the"
+        " event was wrong"
+    )
 
 
 class StepEventList(BaseModel):

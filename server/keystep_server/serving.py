@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import functools
 import os
 import socket
 import time
@@ -21,6 +22,7 @@ from keystep_capture.clock import Clock
 from keystep_capture.errors import ConfigError
 from keystep_models.cues.appearance_cue import appearance_manifest_path
 from keystep_models.onnx_model import OnnxModel
+from keystep_models.psr.methods import choose_live_method
 from keystep_models.psr.procedure import BUILTIN_PROCEDURES
 from keystep_server.app import AppDeps, Check, ProcedureStep, ProcedureSummary, create_app
 from keystep_server.config import ServerConfig
@@ -107,6 +109,7 @@ async def running_server(
                 on_close=ingest.close_session,
                 stats_of=ingest.stats_of,
                 validate_procedure=_check_procedure,
+                choose_method=functools.partial(_choose_method, config.default_method),
             ),
         )
         receiver = ingest.start(registry, config.wire_bind, token)
@@ -208,6 +211,10 @@ def _bind_rest(config: ServerConfig) -> socket.socket:
 
 def _check_procedure(name: str) -> None:
     procedure_named(name)
+
+
+def _choose_method(default: str, procedure: str, asked: str | None) -> str:
+    return choose_live_method(asked, procedure_named(procedure), default=default)[0]
 
 
 def _procedures() -> Sequence[ProcedureSummary]:

@@ -73,11 +73,14 @@ class SessionHooks:
             session becomes closed.
         stats_of: JSON-ready counters of a session that may or may not be live.
         validate_procedure: Raises NotFoundError for a procedure that is not there.
+        choose_method: Given a procedure and the method asked for (None: none in particular), the
+            name of the one to recognise steps by; raises ConfigError where that cannot be.
     """
 
     on_close: Callable[[str], Awaitable[None]]
     stats_of: Callable[[str], dict[str, Any]]
     validate_procedure: Callable[[str], None]
+    choose_method: Callable[[str, str | None], str]
 
 
 class SessionRegistry:
@@ -107,17 +110,19 @@ class SessionRegistry:
         kind: SessionKind,
         task: str | None = None,
         procedure: str | None = None,
+        method: str | None = None,
         replay: bool = False,
         time_scale: float = 1.0,
     ) -> Session:
         """Open a session.
 
         Raises:
+            ConfigError: There is no such method, or it cannot run live.
             DataError: An id, name or number is not as documented.
             NotFoundError: There is no such procedure.
             StateError: The device has a session that is not closed; the message names it.
         """
-        return await self._open(device_id, kind, task, procedure, replay, time_scale)
+        return await self._open(device_id, kind, task, procedure, method, replay, time_scale)
 
     async def session_for_device(
         self,
@@ -126,6 +131,7 @@ class SessionRegistry:
         kind: SessionKind,
         task: str | None = None,
         procedure: str | None = None,
+        method: str | None = None,
         replay: bool = False,
         time_scale: float = 1.0,
         client: str | None = None,
@@ -136,6 +142,7 @@ class SessionRegistry:
         opens a new one then.
 
         Raises:
+            ConfigError: There is no such method, or it cannot run live.
             DataError: An id, name or number is not as documented.
             NotFoundError: There is no such procedure.
         """
@@ -145,7 +152,9 @@ class SessionRegistry:
             session = await asyncio.to_thread(self._store.current_session, device_id)
             if session is None:
                 try:
-                    return await self._open(device_id, kind, task, procedure, replay, time_scale)
+                    return await self._open(
+                        device_id, kind, task, procedure, method, replay, time_scale
+                    )
                 except StateError:
                     continue  # another caller was first: theirs is the device's session
             if (run := self._closing.get(session.id)) is None:
@@ -158,6 +167,7 @@ class SessionRegistry:
         kind: SessionKind,
         task: str | None,
         procedure: str | None,
+        method: str | None,
         replay: bool,
         time_scale: float,
     ) -> Session:
@@ -170,8 +180,7 @@ class SessionRegistry:
             raise DataError(
                 f"time_scale is {time_scale}, but only a replay can run at another speed"
             )
-        if procedure is not None:
-            self._hooks.validate_procedure(procedure)
+        method = await asyncio.to_thread(self._choose_method, procedure, method)
         now = self._now()
         session = Session(
             id=new_session_id(now),
@@ -180,6 +189,7 @@ class SessionRegistry:
             state=SessionState.OPEN,
             task=task,
             procedure=procedure,
+            method=method,
             replay=replay,
             time_scale=time_scale,
             created_at=now,
@@ -187,6 +197,18 @@ class SessionRegistry:
         await asyncio.to_thread(self._store.add_session, session)
         log.info("session opened", session=session.id, device=device_id, kind=kind.value)
         return session
+
+    def _choose_method(self, procedure: str | None, asked: str | None) -> str | None:
+        """What the steps of a new session are recognised by; None where there are none."""
+        if procedure is None:
+            if asked is not None:
+                raise DataError(
+                    f"method is {asked[:80]!r}, but there is no procedure whose steps it could"
+                    " recognise; give one, or leave the method out"
+                )
+            return None
+        self._hooks.validate_procedure(procedure)
+        return self._hooks.choose_method(procedure, asked)
 
     async def get(self, session_id: str) -> Session:
         """One session.

@@ -26,7 +26,7 @@ import zmq.asyncio
 from fastapi import FastAPI
 
 from keystep_capture import wire
-from keystep_capture.errors import KeystepError, NotFoundError
+from keystep_capture.errors import ConfigError, KeystepError, NotFoundError
 from keystep_capture.samples import find_sample
 from keystep_capture.sender import Callbacks, Sender, Source
 from keystep_server.app import AppDeps, Check, ProcedureStep, ProcedureSummary, create_app
@@ -67,6 +67,12 @@ def _validate_procedure(name: str) -> None:
         raise NotFoundError(f"there is no procedure {name!r}")
 
 
+def _choose_method(_procedure: str, asked: str | None) -> str:
+    if asked not in (None, "b2", "b3"):
+        raise ConfigError(f"no method {asked!r}; there are b2, b3")
+    return asked or "b3"
+
+
 @dataclass
 class Rig:
     """The server's parts over one database, with hooks that a test can change."""
@@ -86,6 +92,7 @@ class Rig:
             on_close=self._on_close,
             stats_of=lambda _session: {"rgb": {"packets": 3}},
             validate_procedure=lambda name: self.validate_procedure(name),
+            choose_method=_choose_method,
         )
         self.registry = SessionRegistry(
             self.store, self.events, hooks, now=lambda: START + timedelta(seconds=next(seconds))

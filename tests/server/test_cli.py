@@ -216,6 +216,7 @@ async def test_a_simulated_headset_waits_for_a_missing_server_until_interrupted(
 async def start_pair(commands: Commands, name: str, wire: str) -> list[KeystepProcess]:
     """A simulated headset on free ports and the bridge of it."""
     shared = ("--server", wire, "--device-id", name, "--time-scale", "32")
+    shared += ("--method", "b3")
     sample = ("--sample", "industreal-03", "--base-port", "0")
     headset = await commands.start(f"{name}-simulate", "simulate", *sample, *shared)
     base_port = (await headset.ready())["base_port"]

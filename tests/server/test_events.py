@@ -6,7 +6,7 @@ import pytest
 
 from keystep_capture.errors import StateError
 from keystep_server.events import EndReason
-from keystep_server.storage import SessionKind
+from keystep_server.storage import EventRetraction, SessionKind
 
 
 @pytest.fixture
@@ -115,14 +115,19 @@ async def test_slow_subscriber_is_cut_off_and_can_read_on(
 
 
 async def test_retraction_reaches_subscribers_under_a_new_ordinal(
-    rig: Any, session_id: str, make_event: Any
+    rig: Any, session_id: str, make_event: Any, start: Any
 ) -> None:
     stored = await rig.events.append(session_id, make_event(1))
     with rig.events.subscribe(session_id, stored.ordinal) as subscription:
         following = asyncio.create_task(anext(subscription))
-        await rig.events.retract(stored.id)
+        why = EventRetraction(at=start, by="tracker")
+        await rig.events.retract(stored.id, why)
         heard = await following
+        await rig.events.retract(stored.id, why)  # again: nobody is told twice
+        after = await rig.events.append(session_id, make_event(2))
+        assert (await anext(subscription)).ordinal == after.ordinal == 3
     assert (heard.id, heard.ordinal, heard.retracted) == (stored.id, 2, True)
+    assert (heard.retracted_at, heard.retracted_by) == (start, "tracker")
 
 
 async def test_stopping_ends_subscriptions_present_and_future(rig: Any, session_id: str) -> None:

@@ -78,6 +78,7 @@ async def sending(server: RunningServer, device: str) -> AsyncIterator[Sender]:
         client="test",
         streams=("detections",),
         procedure="industreal-assy",
+        method="b3",
         replay=True,
     )
     sender = Sender(source, server=server.wire_endpoint, instance="i1")

@@ -31,7 +31,7 @@ async def bystander(live: Any, tools: Any) -> AsyncIterator[None]:
     """Another session that streams a real recording meanwhile and must give its very steps."""
     assert SAMPLE.detections_path is not None
     frames = load_detection_rows(SAMPLE.detections_path, frame_count=TRUTH.frame_count)
-    options = {"replay": True, "procedure": f"industreal-{TRUTH.procedure}"}
+    options = {"replay": True, "procedure": f"industreal-{TRUTH.procedure}", "method": "b3"}
     sender = await live.join("bystander", "detections", **options)
     packets = tools.detection_packets(frames)
     await live.send(sender, "detections", packets[:1000])  # some steps before, some after
@@ -203,7 +203,8 @@ async def test_detections_that_cannot_be_are_counted(
     live: Any, tools: Any, row: tuple[float, ...], reason: str
 ) -> None:
     packets = detections(tools, [(1, 0.9, *BOX)], [row], [(1, 0.9, *BOX)])
-    sender = await live.join("wrongdoer", "detections", procedure="industreal-assy", replay=True)
+    guided = {"procedure": "industreal-assy", "method": "b3", "replay": True}
+    sender = await live.join("wrongdoer", "detections", **guided)
     await live.send(sender, "detections", packets)
     await sender.finish(close=True)
     stats = await live.stats(sender)
@@ -215,7 +216,8 @@ async def test_absurd_box_changes_no_step_since_none_reads_it(live: Any, tools: 
     assert SAMPLE.detections_path is not None
     frames = load_detection_rows(SAMPLE.detections_path, frame_count=TRUTH.frame_count)
     absurd = [[(row[0], row[1], -1e308, 1e308, -5.0, 0.0) for row in rows] for rows in frames]
-    sender = await live.join("d", "detections", procedure="industreal-assy", replay=True)
+    guided = {"procedure": "industreal-assy", "method": "b3", "replay": True}
+    sender = await live.join("d", "detections", **guided)
     await live.send(sender, "detections", tools.detection_packets(absurd))
     await sender.finish(close=True)
     assert await live.steps(sender) == [(step.frame, step.id) for step in TRUTH.expected_b3]

@@ -27,7 +27,7 @@ async def stream(live: Any, tools: Any, name: str) -> Any:
     recording = RECORDINGS[name]
     frames = load_detection_rows(GOLDEN / f"{name}_pred.csv.gz", frame_count=recording["n_frames"])
     procedure = f"industreal-{recording['procedure']}"
-    sender = await live.join(name, "detections", replay=True, procedure=procedure)
+    sender = await live.join(name, "detections", replay=True, procedure=procedure, method="b3")
     await live.send(sender, "detections", tools.detection_packets(frames))
     return sender
 
@@ -110,7 +110,13 @@ async def test_followers_over_sse_and_pub_see_the_same_steps(live: Any, tools: A
     await follower.subscribed(live)
     opened = await live.rest.post(
         "/api/v1/sessions",
-        json={"device_id": name, "kind": "guided", "procedure": "industreal-main", "replay": True},
+        json={
+            "device_id": name,
+            "kind": "guided",
+            "procedure": "industreal-main",
+            "method": "b3",
+            "replay": True,
+        },
     )
     session = opened.json()["id"]
     reading = asyncio.create_task(read_stream(live, session))

@@ -21,7 +21,7 @@ from keystep_server.features import APPEARANCE, GAZE, HEAD, read_ticks
 SAMPLE = find_sample("industreal-03")
 TRUTH = load_truth(SAMPLE)
 STEPS = [(step.frame, step.id) for step in TRUTH.expected_b3]
-GUIDED = {"procedure": "industreal-assy", "replay": True}
+GUIDED = {"procedure": "industreal-assy", "method": "b3", "replay": True}
 FIRST = STEPS[0][0]  # the frame of the first steps
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from keystep_capture.errors import DataError, ModelError, NotFoundError, StateError
+from keystep_capture.errors import ConfigError, DataError, ModelError, NotFoundError, StateError
 from keystep_server.sessions import check_session_id, new_session_id
 from keystep_server.storage import Session, SessionKind, SessionState
 
@@ -48,6 +48,8 @@ async def test_hellos_at_once_share_one_new_session(rig: Any) -> None:
         ({"task": "x" * 201}, DataError),
         ({"task": "a\x00b"}, DataError),
         ({"procedure": "none"}, NotFoundError),
+        ({"procedure": "toy-bike", "method": "b9"}, ConfigError),
+        ({"method": "b3"}, DataError),
         ({"time_scale": float("inf"), "replay": True}, DataError),
         ({"time_scale": 2.0}, DataError),
     ],

@@ -6,7 +6,9 @@ from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +18,7 @@ from keystep_capture.errors import ConfigError, DataError, NotFoundError, StateE
 from keystep_server.sessions import new_session_id
 from keystep_server.storage import (
     Branch,
+    EventRetraction,
     KeyStep,
     KeyStepSource,
     KeyStepStatus,
@@ -28,6 +31,7 @@ from keystep_server.storage import (
     key_step_id,
     step_event_id,
 )
+from keystep_server.storage.engine import MIGRATIONS
 from keystep_server.storage.tables import Base
 
 NOW = datetime(2026, 3, 2, 9, 15, 0, 120000, tzinfo=UTC)
@@ -175,11 +179,52 @@ def test_retracted_event_moves_to_the_end_and_keeps_its_id(
     opened = store.add_session(session())
     first, _ = store.append_event(opened.id, make_event(1))
     store.append_event(opened.id, make_event(2))
-    gone, changed = store.retract_event(first.id)
+    why = EventRetraction(at=NOW, by="tracker", evidence={"confidence": 0.9})
+    gone, changed = store.retract_event(first.id, why)
     assert changed
-    assert gone == replace(first, ordinal=3, retracted=True)
-    assert store.retract_event(first.id) == (gone, False)
+    assert gone == replace(
+        first,
+        ordinal=3,
+        retracted=True,
+        retracted_at=NOW,
+        retracted_by="tracker",
+        retraction_evidence={"confidence": 0.9},
+    )
+    again = EventRetraction(at=NOW + timedelta(seconds=1), by="another")
+    assert store.retract_event(first.id, again) == (gone, False)
+    assert store.append_event(opened.id, make_event(1)) == (gone, False)  # as a restart finds it
     assert [event.ordinal for event in store.events(opened.id)] == [2, 3]
+
+
+def test_retraction_that_cannot_be_written_changes_nothing(
+    store: Store, make_event: Events
+) -> None:
+    opened = store.add_session(session())
+    event, _ = store.append_event(opened.id, make_event(1))
+    with pytest.raises(DataError, match="evidence"):
+        store.retract_event(event.id, EventRetraction(at=NOW, by="x", evidence={"c": float("nan")}))
+    assert store.events(opened.id) == [event]
+
+
+def test_sessions_from_before_there_were_methods_ran_b3(store: Store, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'old.db'}"
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        connection.exec_driver_sql("INSERT INTO devices VALUES ('d', ?, ?, NULL)", (NOW, NOW))
+        row = "(id, device_id, kind, state, procedure, replay, time_scale, created_at, epoch)"
+        for name, procedure in (("ses_a", "industreal-assy"), ("ses_b", None)):
+            connection.exec_driver_sql(
+                f"INSERT INTO sessions {row} VALUES (?, 'd', 'guided', 'closed', ?, 0, 1.0, ?, 1)",
+                (name, procedure, NOW),
+            )
+    engine.dispose()
+    upgraded = Store.open(url)
+    assert [upgraded.session(name).method for name in ("ses_a", "ses_b")] == ["b3", None]
+    upgraded.close()
 
 
 def test_closed_session_takes_no_events_but_knows_those_it_has(

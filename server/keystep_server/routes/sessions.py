@@ -41,7 +41,9 @@ async def list_devices(
     "/sessions",
     status_code=201,
     responses=problems(
-        s404="there is no such procedure", s409="the device has a session that is not closed"
+        s404="there is no such procedure",
+        s409="the device has a session that is not closed",
+        s422="no such method, or one that cannot run live",
     ),
 )
 async def create_session(deps: Deps, body: SessionIn, response: Response) -> SessionOut:
@@ -51,6 +53,7 @@ async def create_session(deps: Deps, body: SessionIn, response: Response) -> Ses
         kind=body.kind,
         task=body.task,
         procedure=body.procedure,
+        method=body.method,
         replay=body.replay,
         time_scale=body.time_scale,
     )

@@ -3,6 +3,7 @@
 from keystep_server.storage.records import (
     Branch,
     Device,
+    EventRetraction,
     KeyStep,
     KeyStepSource,
     KeyStepStatus,
@@ -20,6 +21,7 @@ from keystep_server.storage.store import Store
 __all__ = [
     "Branch",
     "Device",
+    "EventRetraction",
     "KeyStep",
     "KeyStepSource",
     "KeyStepStatus",

@@ -39,6 +39,7 @@ def to_session(row: SessionRow) -> Session:
         state=SessionState(row.state),
         task=row.task,
         procedure=row.procedure,
+        method=row.method,
         replay=row.replay,
         time_scale=row.time_scale,
         created_at=row.created_at,
@@ -58,6 +59,7 @@ def to_session_row(session: Session) -> SessionRow:
         state=session.state.value,
         task=session.task,
         procedure=session.procedure,
+        method=session.method,
         replay=session.replay,
         time_scale=session.time_scale,
         created_at=session.created_at,
@@ -86,6 +88,9 @@ def to_stored_event(row: StepEventRow) -> StoredEvent:
         evidence=row.evidence,
         occurrence=row.occurrence,
         retracted=row.retracted,
+        retracted_at=row.retracted_at,
+        retracted_by=row.retracted_by,
+        retraction_evidence=row.retraction_evidence,
     )
 
 

@@ -95,6 +95,7 @@ class Session:
     replay: bool
     time_scale: float  # seconds of data per second
     created_at: datetime
+    method: str | None = None  # how its steps are recognised; None without a procedure
     closed_at: datetime | None = None
     epoch: int = 0  # starts of bridge or headset so far; 0: none has connected
     close_reason: str | None = None
@@ -130,6 +131,15 @@ class StepEvent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EventRetraction:
+    """Why and when a step event is taken back: `by` is a method's name, or who else did it."""
+
+    at: datetime
+    by: str
+    evidence: Mapping[str, Any] = field(default_factory=dict)  # JSON values
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoredEvent(StepEvent):
     """A step event with its place in its session's log.
 
@@ -141,6 +151,9 @@ class StoredEvent(StepEvent):
     session_id: str
     ordinal: int
     retracted: bool
+    retracted_at: datetime | None = None
+    retracted_by: str | None = None
+    retraction_evidence: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,6 +28,7 @@ from keystep_server.storage.convert import (
 from keystep_server.storage.engine import WRITES, open_engine, strict_json
 from keystep_server.storage.records import (
     Device,
+    EventRetraction,
     KeyStep,
     KeyStepSource,
     Session,
@@ -223,15 +224,17 @@ class Store:
             orm.add(row)
             return to_stored_event(row), True
 
-    def retract_event(self, event_id: str) -> tuple[StoredEvent, bool]:
+    def retract_event(self, event_id: str, retraction: EventRetraction) -> tuple[StoredEvent, bool]:
         """Mark a step event as retracted, moving it to its session's newest ordinal.
 
-        Whether this changed anything comes with it.
+        Whether this changed anything comes with it: one that is retracted stays as it is.
 
         Raises:
+            DataError: The evidence has no JSON form.
             NotFoundError: There is no such event.
             StateError: The session is closed.
         """
+        evidence = _json_object(retraction.evidence, "evidence")
         with OrmSession(self._writer) as orm, orm.begin():
             row = orm.get(StepEventRow, event_id)
             if row is None:
@@ -241,6 +244,8 @@ class Store:
             _refuse_closed(_session_row(orm, row.session_id, for_update=True))
             row.ordinal = _next_ordinal(orm, row.session_id)
             row.retracted = True
+            row.retracted_at, row.retracted_by = retraction.at, retraction.by[:64]
+            row.retraction_evidence = evidence
             return to_stored_event(row), True
 
     def events(self, session_id: str, *, after: int = 0, limit: int = 1000) -> list[StoredEvent]:

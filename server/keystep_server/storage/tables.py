@@ -88,6 +88,7 @@ class SessionRow(Base):
     state: Mapped[str] = mapped_column(String(16))
     task: Mapped[str | None] = mapped_column(String(200))
     procedure: Mapped[str | None] = mapped_column(String(200))
+    method: Mapped[str | None] = mapped_column(String(64))
     replay: Mapped[bool]
     time_scale: Mapped[float]
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
@@ -118,6 +119,9 @@ class StepEventRow(Base):
     evidence: Mapped[dict[str, Any]] = mapped_column(JSON)
     occurrence: Mapped[int]
     retracted: Mapped[bool]
+    retracted_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    retracted_by: Mapped[str | None] = mapped_column(String(64))
+    retraction_evidence: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
 
 
 class KeyStepRow(Base):
