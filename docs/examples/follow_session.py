@@ -26,7 +26,10 @@ def main() -> None:
         session, kind = topic.decode().split("/")
         message = msgpack.unpackb(body)
         if kind == "step_event":
-            print(session, "step", message["kind"], message["title"], flush=True)
+            # A step that turns out wrong comes again, with the id it had and `retracted` set.
+            what = "retracted" if message["retracted"] else message["kind"]
+            sure = f"({message['confidence']:.2f})"
+            print(session, "step", what, message["title"], sure, flush=True)
         elif kind == "guidance":
             print(session, "guidance", message["severity"], message["text"], flush=True)
         else:

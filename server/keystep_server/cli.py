@@ -31,6 +31,10 @@ def serve(
     rest_port: Annotated[int | None, typer.Option(help="Port of REST; 0 takes a free one.")] = None,
     wire_bind: Annotated[str | None, typer.Option(help="Endpoint that bridges dial.")] = None,
     publish_bind: Annotated[str | None, typer.Option(help="Endpoint others follow.")] = None,
+    default_method: Annotated[
+        str | None,
+        typer.Option(help="Step recognition where none is asked for: auto, b1, b2, b3, tracker."),
+    ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
 ) -> None:
     """Run the server until Ctrl-C. Settings: --config file, then KEYSTEP_* variables, then flags.
@@ -48,6 +52,7 @@ def serve(
             "rest_port": rest_port,
             "wire_bind": wire_bind,
             "publish_bind": publish_bind,
+            "default_method": default_method,
             "log_level": log_level,
         },
     )

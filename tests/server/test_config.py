@@ -91,6 +91,9 @@ def test_loopback_needs_no_token(host: str) -> None:
         {"wire_bind": "tcp://127.0.0.1"},
         {"database_url": "nonsense"},
         {"feature_rate_hz": float("nan")},
+        {"default_method": "b9"},
+        {"default_method": "storm"},
+        {"default_method": ""},
         {"token": ""},
     ],
 )

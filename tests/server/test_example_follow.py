@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,14 +72,14 @@ async def following(server: RunningServer, *arguments: str) -> AsyncIterator[Fol
 
 
 @asynccontextmanager
-async def sending(server: RunningServer, device: str) -> AsyncIterator[Sender]:
+async def sending(server: RunningServer, device: str, method: str = "b3") -> AsyncIterator[Sender]:
     """A source of a device's detections, in session."""
     source = Source(
         device=device,
         client="test",
         streams=("detections",),
         procedure="industreal-assy",
-        method="b3",
+        method=method,
         replay=True,
     )
     sender = Sender(source, server=server.wire_endpoint, instance="i1")
@@ -106,6 +107,11 @@ async def send_all(sender: Sender) -> None:
     assert SAMPLE.detections_path is not None
     count = load_truth(SAMPLE).frame_count
     frames = load_detection_rows(SAMPLE.detections_path, frame_count=count)
+    await send_frames(sender, frames)
+
+
+async def send_frames(sender: Sender, frames: Sequence[Sequence[Any]]) -> None:
+    """Send frames of detections and have the session closed."""
     for frame_idx, rows in enumerate(frames):
         await sender.room("detections")
         payload = np.array(rows, "<f8").tobytes()
@@ -128,9 +134,28 @@ async def test_it_prints_the_steps_and_guidance_of_all_sessions(server: RunningS
         await follower.read_until("is closed")
     steps = [line for line in follower.lines if line.startswith(f"{session} step")]
     assert len(steps) == len(load_truth(SAMPLE).expected_b3) == 9
-    assert steps[0] == f"{session} step completed Install rear chassis"
+    assert steps[0] == f"{session} step completed Install rear chassis (1.00)"
     assert f"{session} guidance info All steps are done." in follower.lines
     assert follower.lines[-1] == f"{session} is closed"
+
+
+async def test_it_says_what_is_taken_back(server: RunningServer) -> None:
+    """Simulated: class 6 shows the rear rear pin, class 7 after it does not."""
+    frames = [
+        rows
+        for seen in (1, 5, 6, 7)
+        for rows in [[(seen, 0.85, 600.0, 300.0, 200.0, 100.0)]] * 30 + [[]] * 300
+    ]
+    async with following(server) as follower:
+        await is_heard(server, follower, "another")
+        async with sending(server, "hl2", method="tracker") as sender:
+            session = sender.session
+            await send_frames(sender, frames)
+        await follower.read_until("is closed")
+    steps = [line for line in follower.lines if line.startswith(f"{session} step")]
+    (gone,) = [line for line in steps if " retracted " in line]
+    assert gone.replace("retracted", "completed") in steps[: steps.index(gone)]
+    assert any(" cannot_see I can't see the work" in line for line in follower.lines)
 
 
 async def test_it_follows_one_session_only_where_one_is_named(server: RunningServer) -> None:
