@@ -275,17 +275,17 @@ async def test_another_major_version_is_refused_for_good_and_ends_the_sender(rig
     stranger = rig.stranger()
     refused = await stranger.refused(stranger.hello("hl2", "gaze", protocol="2.0"))
     assert (refused["reason"], refused["fatal"]) == ("protocol_version", True)
-    assert "protocol 2.0, this one 1.0" in refused["message"]
+    assert "protocol 2.0, this one 1.1" in refused["message"]
     sender, answer = await connected_to_raw_server(rig)
     answer(stranger.raw[-1])
-    with pytest.raises(RefusedError, match=r"protocol 2\.0, this one 1\.0"):
+    with pytest.raises(RefusedError, match=r"protocol 2\.0, this one 1\.1"):
         await rig.running(sender)
 
 
 async def test_a_server_of_another_major_version_ends_the_sender(rig: Any) -> None:
     sender, answer = await connected_to_raw_server(rig)
     answer(msgpack.packb({"type": "welcome", "protocol": "2.1", "granted": {}}))
-    with pytest.raises(ProtocolError, match=r"speaks protocol 2\.1, this one 1\.0"):
+    with pytest.raises(ProtocolError, match=r"speaks protocol 2\.1, this one 1\.1"):
         await rig.running(sender)
     with pytest.raises(ProtocolError):
         await sender.finish(close=True)

@@ -8,11 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from keystep_capture.errors import ConfigError
+from keystep_capture.errors import ConfigError, DataError
+from keystep_models.psr.fit_tracker import fit, read_recordings, tune
+from keystep_models.psr.tracker_model import TrackerModel
 from keystep_models.psr.tracker_reliability import (
     ReliabilityBin,
     calibration_error,
     draw_reliability,
+    fit_without,
     main,
     reliability,
 )
@@ -57,3 +60,24 @@ def test_every_participant_is_left_out_in_turn(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "recording_count=20" in result.output
     assert cv2.imread(str(picture)).shape[2] == 3
+
+
+def test_settings_are_chosen_without_a_participant_and_a_stopped_choice_goes_on(
+    tmp_path: Path,
+) -> None:
+    recordings = [
+        r for r in read_recordings(GOLDEN, GOLDEN) if r.name in ("03_main_0_1", "10_main_0_1")
+    ]
+    record = tmp_path / "record.jsonl"
+    models = fit_without(recordings, 2, 1, record)
+    for participant, model in models.items():
+        others = [r for r in recordings if r.participant != participant]
+        assert model == tune(others, fit(others, TrackerModel()), 2)
+    lines = record.read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 4
+    record.write_text("\n".join(lines[:3]) + "\n", encoding="utf-8")  # stopped after three
+    assert fit_without(recordings, 2, 1, record) == models
+    assert sorted(record.read_text(encoding="utf-8").splitlines()) == sorted(lines)
+    record.write_text("{", encoding="utf-8")
+    with pytest.raises(DataError, match=r"record\.jsonl: expected trials of an earlier run"):
+        fit_without(recordings, 2, 1, record)

@@ -132,20 +132,25 @@ def evaluate(recordings: Sequence[FitRecording], model: TrackerModel) -> PlainSu
 
 
 def tune(recordings: Sequence[FitRecording], model: TrackerModel, draws: int) -> TrackerModel:
-    """The best of `draws` random settings from `BOX` on these recordings; always the same draws.
+    """The best of `draws` random settings from `BOX` on these recordings, by `worth`."""
+    candidates = draw_settings(model, draws)
+    return max(candidates, key=lambda candidate: worth(recordings, candidate))
 
-    Best is the highest F1 + POS, less a cost for a mean delay above 30 frames.
-    """
+
+def draw_settings(model: TrackerModel, draws: int) -> list[TrackerModel]:
+    """The model with each of `draws` random settings from `BOX`; always the same ones."""
     rng = np.random.default_rng(0)
     candidates = []
     for _ in range(draws):
         settings = {name: float(rng.uniform(low, high)) for name, (low, high) in BOX.items()}
         drawn = replace(model, **settings)  # type: ignore[arg-type]
         candidates.append(replace(drawn, hold_frames=int(rng.integers(4, 8))))
-    return max(candidates, key=lambda candidate: _worth(evaluate(recordings, candidate)))
+    return candidates
 
 
-def _worth(summary: PlainSummary) -> float:
+def worth(recordings: Sequence[FitRecording], model: TrackerModel) -> float:
+    """F1 + POS of a model, less a cost for a mean delay above 30 frames."""
+    summary = evaluate(recordings, model)
     late = max(0.0, summary.mean_delay_frames - _TARGET_DELAY_FRAMES)
     return summary.f1 + summary.pos - _DELAY_COST * late
 
