@@ -1,4 +1,4 @@
-"""The tracker beside B3 on the six simulated reference recordings: another object, no fit for it."""
+"""The tracker beside B3 on six simulated recordings: another object, no settings fitted for it."""
 
 import json
 from pathlib import Path

@@ -187,6 +187,7 @@ BOX = (100.0, 100.0, 50.0, 50.0)
 
 
 @pytest.mark.usefixtures("bystander")
+@pytest.mark.parametrize("method", ["b3", "tracker"])
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
@@ -200,10 +201,10 @@ BOX = (100.0, 100.0, 50.0, 50.0)
     ],
 )
 async def test_detections_that_cannot_be_are_counted(
-    live: Any, tools: Any, row: tuple[float, ...], reason: str
+    live: Any, tools: Any, row: tuple[float, ...], reason: str, method: str
 ) -> None:
     packets = detections(tools, [(1, 0.9, *BOX)], [row], [(1, 0.9, *BOX)])
-    guided = {"procedure": "industreal-assy", "method": "b3", "replay": True}
+    guided = {"procedure": "industreal-assy", "method": method, "replay": True}
     sender = await live.join("wrongdoer", "detections", **guided)
     await live.send(sender, "detections", packets)
     await sender.finish(close=True)

@@ -231,6 +231,19 @@ async def test_wearer_is_warned_of_an_incorrect_step_until_it_is_put_right(
     await sender.finish(close=True)
 
 
+async def test_a_maintenance_is_done_when_parts_are_out_and_in_again(live: Any, tools: Any) -> None:
+    name, wearer = "10_main_0_1", Wearer()
+    options = {"procedure": procedure_of(name), "callbacks": wearer.callbacks, "replay": True}
+    sender = await live.join("hl2", "head", "detections", **options)
+    packets = packets_of(tools, name)
+    steps = [e["frame"] for e in RECORDINGS[name]["expected"]["b3"]["steps"]]
+    await live.send(sender, "detections", packets[: max(steps) + 30])
+    await live.worked_off(sender, "detections", max(steps) + 30)
+    assert wearer.guidance[0].progress == (0, 8)
+    assert max(g.progress for g in wearer.guidance) == (8, 8)
+    await sender.finish(close=True)
+
+
 # -- restart -----------------------------------------------------------------------------------
 
 
