@@ -7,11 +7,12 @@ RUNTIME := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/nul
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: help demo test slow check format bench constraints clean
+.PHONY: help demo test slow test-training check format bench constraints clean
 
 help:
 	@echo "make demo    server, simulated headset and bridge on real samples (DEMO='--speed 8 --keep')"
 	@echo "make test    the tests                     make slow   the long ones"
+	@echo "make test-training   installs torch and tests what needs it"
 	@echo "make check   format, lint, types, imports  make bench  benchmarks, JSON in bench-results/"
 
 $(VENV)/bin/python:
@@ -30,6 +31,11 @@ $(VENV)/.dev-$(RUNTIME): $(VENV)/.run-$(RUNTIME)
 	@$(PIP) --editable '.[$(RUNTIME),dev]'
 	@touch $@
 
+$(VENV)/.train: $(VENV)/.dev-$(RUNTIME)
+	@echo "Setting up: torch, for training"
+	@$(PIP) --editable '.[$(RUNTIME),dev,train]'
+	@touch $@
+
 demo: $(VENV)/.run-$(RUNTIME)
 	@$(BIN)/keystep demo $(DEMO)
 
@@ -39,6 +45,9 @@ test: $(VENV)/.dev-$(RUNTIME)
 
 slow: $(VENV)/.dev-$(RUNTIME)
 	@$(BIN)/python -m pytest -q -m slow $(TESTS)
+
+test-training: $(VENV)/.train
+	@$(BIN)/python -m pytest -q -m "not slow" tests/training $(TESTS)
 
 check: $(VENV)/.dev-$(RUNTIME)
 	@$(BIN)/ruff format --check .

@@ -1,0 +1,194 @@
+"""Temporal encoders: raw cue features to adapted features (STEPs, section 3.2; table 8).
+
+Each cue has its own encoder. Position encoding is indexed by the frame's own index and added to the
+raw feature before any learnable layer, so that the content cannot be ignored (table 11).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+EncoderKind: TypeAlias = Literal["transformer", "lstm", "tcn"]
+PositionKind: TypeAlias = Literal["frame", "none"]
+
+WIDTH = 128
+"""Size of adapted and projected features (D)."""
+_LAYERS = 2
+_HEADS = 2
+_TCN_DILATIONS = (1, 2, 4, 8, 16, 32)
+
+
+def position_encoding(frames: Tensor, size: int) -> Tensor:
+    """Sinusoidal encoding of frame indices.
+
+    Args:
+        frames: Frame indices, [...].
+        size: Values of an encoding.
+
+    Returns:
+        float32 [..., size]: sines at even, cosines at odd places.
+    """
+    half = (size + 1) // 2
+    steps = torch.arange(half, device=frames.device, dtype=torch.float32)
+    rates = torch.exp(steps * (-2.0 * math.log(10_000.0) / size))
+    angle = frames[..., None].float() * rates
+    encoding = angle.new_empty(*frames.shape, 2 * half)
+    torch.sin(angle, out=encoding[..., 0::2])
+    torch.cos(angle, out=encoding[..., 1::2])
+    return encoding[..., :size]
+
+
+class CueEncoder(nn.Module):
+    """One cue's temporal encoder: raw features and frame indices to adapted features."""
+
+    def __init__(
+        self,
+        feature_size: int,
+        *,
+        kind: EncoderKind = "transformer",
+        position: PositionKind = "frame",
+        causal: bool = False,
+        context: int | None = None,
+    ) -> None:
+        """Make an encoder with fresh weights from torch's global random state.
+
+        Args:
+            feature_size: Values of a raw feature (D_i).
+            kind: Of the temporal layers.
+            position: "frame" adds the encoding of the frame index, "none" adds nothing.
+            causal: Whether a frame sees only itself and earlier ones.
+            context: For a causal transformer: how many frames, its own included, a frame sees.
+
+        Raises:
+            ValueError: An option is unknown or does not fit the others.
+        """
+        super().__init__()
+        if kind not in get_args(EncoderKind) or position not in get_args(PositionKind):
+            raise ValueError(f"no encoder {kind!r} with position encoding {position!r}")
+        if context is not None and not (causal and kind == "transformer" and context > 0):
+            raise ValueError("context is for causal transformers and at least 1")
+        self.feature_size = feature_size
+        self.position = position
+        self.inward = nn.Linear(feature_size, WIDTH)
+        self.temporal: nn.Module
+        if kind == "transformer":
+            self.temporal = _Transformer(causal=causal, context=context)
+        elif kind == "lstm":
+            self.temporal = _Lstm(causal=causal)
+        else:
+            self.temporal = _Tcn(causal=causal)
+
+    def forward(self, raw: Tensor, frames: Tensor) -> Tensor:
+        """Adapt features.
+
+        Args:
+            raw: Raw features, float [B, N, feature_size].
+            frames: Frame indices, [B, N].
+
+        Returns:
+            Adapted features, float [B, N, 128].
+        """
+        weight = self.inward.weight
+        # sqrt(128) raw + position through one layer, without writing the sum of the wide arrays
+        inner = functional.linear(raw, weight * math.sqrt(WIDTH), self.inward.bias)
+        if self.position == "frame":
+            encoding = position_encoding(frames, self.feature_size)
+            inner = inner + functional.linear(encoding, weight)
+        adapted: Tensor = self.temporal(inner)
+        return adapted
+
+
+class Projection(nn.Sequential):
+    """Adapted features to the unit sphere on which the loss lives."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH))
+
+    def forward(self, adapted: Tensor) -> Tensor:
+        """Project features [..., 128] to unit vectors of the same shape."""
+        return functional.normalize(super().forward(adapted), dim=-1)
+
+
+class _Transformer(nn.Module):
+    """Post-norm transformer layers."""
+
+    def __init__(self, *, causal: bool, context: int | None) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(_TransformerLayer() for _ in range(_LAYERS))
+        self._causal = causal
+        self._context = context
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = None
+        if self._context is not None:
+            place = torch.arange(x.shape[1], device=x.device)
+            age = place[:, None] - place[None, :]
+            mask = (age >= 0) & (age < self._context)
+        for layer in self.layers:
+            x = layer(x, mask, self._causal and mask is None)
+        return x
+
+
+class _TransformerLayer(nn.Module):
+    """Self-attention and feed-forward, each added to its input and then normalised."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries_keys_values = nn.Linear(WIDTH, 3 * WIDTH)
+        self.out = nn.Linear(WIDTH, WIDTH)
+        self.norm_attention = nn.LayerNorm(WIDTH)
+        self.wide = nn.Linear(WIDTH, WIDTH)
+        self.narrow = nn.Linear(WIDTH, WIDTH)
+        self.norm_feed = nn.LayerNorm(WIDTH)
+
+    def forward(self, x: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+        batch, count, _ = x.shape
+        heads = self.queries_keys_values(x).view(batch, count, 3, _HEADS, WIDTH // _HEADS)
+        queries, keys, values = heads.permute(2, 0, 3, 1, 4)
+        seen = functional.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=mask, is_causal=causal
+        )
+        x = self.norm_attention(x + self.out(seen.transpose(1, 2).reshape(batch, count, WIDTH)))
+        fed: Tensor = self.norm_feed(x + self.narrow(functional.relu(self.wide(x))))
+        return fed
+
+
+class _Lstm(nn.Module):
+    """Two LSTM layers, of both directions unless causal."""
+
+    def __init__(self, *, causal: bool) -> None:
+        super().__init__()
+        width = WIDTH if causal else WIDTH // 2
+        self.lstm = nn.LSTM(
+            WIDTH, width, num_layers=_LAYERS, batch_first=True, bidirectional=not causal
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        adapted: Tensor = self.lstm(x)[0]
+        return adapted
+
+
+class _Tcn(nn.Module):
+    """Dilated convolutions of width 3, each added to its input."""
+
+    def __init__(self, *, causal: bool) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList(
+            nn.Conv1d(WIDTH, WIDTH, 3, dilation=dilation) for dilation in _TCN_DILATIONS
+        )
+        self.mixers = nn.ModuleList(nn.Conv1d(WIDTH, WIDTH, 1) for _ in _TCN_DILATIONS)
+        self._causal = causal
+
+    def forward(self, x: Tensor) -> Tensor:
+        lanes = x.transpose(1, 2)
+        layers = zip(_TCN_DILATIONS, self.convolutions, self.mixers, strict=True)
+        for dilation, convolution, mixer in layers:
+            before, after = (2 * dilation, 0) if self._causal else (dilation, dilation)
+            padded = functional.pad(lanes, (before, after))
+            lanes = lanes + mixer(functional.relu(convolution(padded)))
+        return lanes.transpose(1, 2)
