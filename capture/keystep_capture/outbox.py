@@ -34,6 +34,10 @@ class Pending(msgspec.Struct, kw_only=True, eq=False, gc=False):
     pose: list[float] | None = None
     valid: int = -1
     frame_idx: int | None = None
+    depth_unit_m: float | None = None
+    upright_turns: int = 0
+    calibrates: str | None = None
+    rig_from_sensor: list[float] | None = None
     sequence: int = -1
     offered_ns: int = 0
 

@@ -23,6 +23,7 @@ from keystep_capture.video import GapFilter, PacketDecoder
 from keystep_capture.wire import PacketHeader
 
 _NS = 1_000_000_000
+_FORMATS = {"hevc": "h265"}  # Foxglove's names, where they are not ours
 
 log = structlog.get_logger(__name__)
 
@@ -48,7 +49,9 @@ class VideoRecorder:
     def write(self, header: PacketHeader, payload: bytes | memoryview) -> None:
         """Append a packet; log_time is its device time."""
         message = CompressedVideo_pb2.CompressedVideo(
-            frame_id="pv", data=bytes(payload), format=header.encoding
+            frame_id="pv",
+            data=bytes(payload),
+            format=_FORMATS.get(header.encoding, header.encoding),
         )
         message.timestamp.seconds, message.timestamp.nanos = divmod(header.device_time_ns, _NS)
         self._writer.add_message(

@@ -155,6 +155,10 @@ class Sender:
         pose: list[float] | None = None,
         valid: int = -1,
         frame_idx: int | None = None,
+        depth_unit_m: float | None = None,
+        upright_turns: int = 0,
+        calibrates: str | None = None,
+        rig_from_sensor: list[float] | None = None,
     ) -> bool:
         """Send a packet now, or do what the stream's policy says when that cannot be.
 
@@ -177,6 +181,10 @@ class Sender:
             pose=pose,
             valid=valid,
             frame_idx=frame_idx,
+            depth_unit_m=depth_unit_m,
+            upright_turns=upright_turns,
+            calibrates=calibrates,
+            rig_from_sensor=rig_from_sensor,
         )
         box = self._outboxes[stream]
         kept = box.offer(pending, self._clock())
@@ -401,6 +409,10 @@ class Sender:
                 pose=pending.pose,
                 valid=pending.valid,
                 frame_idx=pending.frame_idx,
+                depth_unit_m=pending.depth_unit_m,
+                upright_turns=pending.upright_turns,
+                calibrates=pending.calibrates,
+                rig_from_sensor=pending.rig_from_sensor,
             )
         )
         socket, payload = self._socket, pending.payload

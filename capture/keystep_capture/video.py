@@ -6,6 +6,8 @@ any gap, failure or change nothing is decoded before the next key frame.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import av
 import av.error
 from av.video.codeccontext import VideoCodecContext
@@ -14,7 +16,9 @@ from av.video.frame import VideoFrame
 from keystep_capture.errors import VideoError
 
 MAX_PIXELS = 4096 * 2304
-_CODECS = {"h264": "h264", "jpeg": "mjpeg"}
+_CODECS = {"h264": "h264", "hevc": "hevc", "jpeg": "mjpeg"}
+_HEAD_BYTES = 4096
+_START_CODE = b"\x00\x00\x01"
 _JPEG_END = b"\xff\xd9"
 _JPEG_PADDING_BYTES = 1024  # cameras may leave that much behind the end
 
@@ -49,7 +53,8 @@ class PacketDecoder:
         """Open a decoder.
 
         Args:
-            encoding: `h264` (Annex B, one access unit a packet, no B frames) or `jpeg`.
+            encoding: `h264` or `hevc` (Annex B, one access unit a packet, no B frames), or
+                `jpeg`.
 
         Raises:
             VideoError: The encoding is unknown.
@@ -99,13 +104,37 @@ class PacketDecoder:
         return codec
 
 
-def is_h264_keyframe(access_unit: bytes | memoryview) -> bool:
+def is_keyframe(access_unit: bytes | memoryview, encoding: str) -> bool:
+    """Whether decoding can start at a packet of this encoding; always, where none needs another."""
+    if encoding == "h264":
+        return is_h264_keyframe(access_unit)
+    if encoding == "hevc":
+        return is_hevc_keyframe(access_unit)
+    return True
+
+
+def is_h264_keyframe(access_unit: bytes | bytearray | memoryview) -> bool:
     """Whether an Annex B access unit can be decoded without those before it (an IDR picture)."""
-    head = bytes(access_unit[:4096])
-    position = head.find(b"\x00\x00\x01")
-    while 0 <= position < len(head) - 3:
-        unit_type = head[position + 3] & 0x1F
+    for first_byte in _nal_unit_heads(access_unit):
+        unit_type = first_byte & 0x1F
         if 1 <= unit_type <= 5:
             return unit_type == 5
-        position = head.find(b"\x00\x00\x01", position + 3)
     return False
+
+
+def is_hevc_keyframe(access_unit: bytes | bytearray | memoryview) -> bool:
+    """Whether an Annex B access unit begins with a random access picture (H.265, table 7-1)."""
+    for first_byte in _nal_unit_heads(access_unit):
+        unit_type = first_byte >> 1 & 0x3F
+        if unit_type < 32:  # a slice; the others are parameter sets, delimiters and the like
+            return 16 <= unit_type <= 23
+    return False
+
+
+def _nal_unit_heads(access_unit: bytes | bytearray | memoryview) -> Iterator[int]:
+    """The first byte of each NAL unit that begins near the access unit's start."""
+    head = bytes(memoryview(access_unit)[:_HEAD_BYTES])
+    position = head.find(_START_CODE)
+    while 0 <= position < len(head) - 3:
+        yield head[position + 3]
+        position = head.find(_START_CODE, position + 3)

@@ -54,6 +54,10 @@ class PacketHeader(Message, tag="packet", frozen=True):
     pose: Pose | None = None
     valid: Annotated[int, msgspec.Meta(ge=-1, le=255)] = -1
     frame_idx: Count | None = None
+    depth_unit_m: float | None = None
+    upright_turns: Annotated[int, msgspec.Meta(ge=0, le=3)] = 0
+    calibrates: Name | None = None
+    rig_from_sensor: Pose | None = None
 
 
 class Hello(Message, tag="hello", frozen=True):
@@ -319,4 +323,9 @@ def check_payload(header: PacketHeader, payload_bytes: int) -> StreamSpec:
         raise WireError(f"{spec.name} intrinsics {header.intrinsics} are not finite", "not_finite")
     if header.pose is not None and not math.isfinite(sum(header.pose)):
         raise WireError(f"{spec.name} pose is not finite", "not_finite")
+    if header.rig_from_sensor is not None and not math.isfinite(sum(header.rig_from_sensor)):
+        raise WireError(f"{spec.name} rig_from_sensor is not finite", "not_finite")
+    unit_m = header.depth_unit_m
+    if unit_m is not None and not (math.isfinite(unit_m) and unit_m > 0):
+        raise WireError(f"{spec.name} depth_unit_m is {unit_m}, expected above 0", "not_finite")
     return spec

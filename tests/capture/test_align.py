@@ -159,7 +159,7 @@ def test_a_late_leading_sample_makes_no_tick() -> None:
 
 def test_streams_that_ticks_do_not_hold_are_ignored_even_late() -> None:
     ticks = aligner("gaze")
-    assert feed(ticks, [("hands", S), ("hands", 0), ("depth", 5)]) == []
+    assert feed(ticks, [("hands", S), ("hands", 0), ("lidar", 5)]) == []
     assert ticks.late_counts == {"rgb": 0, "gaze": 0}
 
 
@@ -239,7 +239,7 @@ def test_a_stalled_leader_costs_bounded_memory() -> None:
 
 @pytest.mark.parametrize(
     ("leading", "others", "rate_hz"),
-    [("depth", [], 10.0), ("rgb", ["gaze", "depth"], 10.0), ("rgb", [], 0.0), ("rgb", [], -1.0)],
+    [("lidar", [], 10.0), ("rgb", ["gaze", "lidar"], 10.0), ("rgb", [], 0.0), ("rgb", [], -1.0)],
 )
 def test_unknown_streams_and_rates_are_refused(
     leading: str, others: list[str], rate_hz: float

@@ -48,6 +48,10 @@ packets = st.builds(
     pose=st.none() | st.lists(floats, min_size=16, max_size=16),
     valid=st.integers(-1, 255),
     frame_idx=st.none() | counts,
+    depth_unit_m=st.none() | floats,
+    upright_turns=st.integers(0, 3),
+    calibrates=st.none() | names,
+    rig_from_sensor=st.none() | st.lists(floats, min_size=16, max_size=16),
 )
 hellos = st.builds(
     wire.Hello,
@@ -397,7 +401,16 @@ def header_of(stream: str, encoding: str, **changes: Any) -> wire.PacketHeader:
 @pytest.mark.parametrize(
     ("header", "payload_bytes", "reason"),
     [
-        (header_of("depth", "png"), 1, "unknown_stream"),
+        (header_of("lidar", "png"), 1, "unknown_stream"),
+        (header_of("depth", "png"), 1, "unknown_encoding"),
+        (header_of("depth", "u16"), 3, "payload_size"),
+        (header_of("depth", "png16", depth_unit_m=0.0), 9, "not_finite"),
+        (header_of("depth", "png16", depth_unit_m=float("nan")), 9, "not_finite"),
+        (header_of("vlc_left_front", "grey8"), 640 * 480 - 1, "payload_size"),
+        (header_of("gyroscope", "samples_f32"), 1025 * 20, "payload_size"),
+        (header_of("calibration", "none"), 1, "payload_size"),
+        (header_of("calibration", "rays_f32"), 4 * 1024 * 1024 + 8, "payload_size"),
+        (header_of("calibration", "none", rig_from_sensor=[float("nan")] * 16), 0, "not_finite"),
         (header_of("gaze", "h264"), 24, "unknown_encoding"),
         (header_of("rgb", "h265"), 1, "unknown_encoding"),
         (header_of("rgb", "h264"), 4 * 1024 * 1024 + 1, "payload_size"),
@@ -435,6 +448,9 @@ def test_every_whole_number_of_rows_up_to_the_limit_is_taken(spec: Any) -> None:
         assert wire.check_payload(header_of(spec.name, encoding.name, valid=0), 0) is spec
 
 
+VLC = (("left", "front"), ("left", "left"), ("right", "front"), ("right", "right"))
+
+
 def test_the_table_has_the_sizes_that_the_specification_prints() -> None:
     sizes = {name: spec.max_payload_bytes for name, spec in STREAMS.items()}
     assert sizes == {
@@ -443,4 +459,10 @@ def test_the_table_has_the_sizes_that_the_specification_prints() -> None:
         "head": struct.calcsize("<16f"),
         "hands": struct.calcsize("<468f"),
         "detections": 256 * struct.calcsize("<6d"),
+        **dict.fromkeys(("depth", "depth_ab", "depth_ahat", "depth_ahat_ab"), 1024 * 1024),
+        **dict.fromkeys((f"vlc_{side}_{way}" for side, way in VLC), 512 * 1024),
+        **dict.fromkeys(("accelerometer", "gyroscope", "magnetometer"), 1024 * 5 * 4),
+        "eye_tracking": struct.calcsize("<21f"),
+        "microphone": 16 * 1024 * struct.calcsize("<2h"),
+        "calibration": 4 * 1024 * 1024,
     }

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgpack
 
+PROTOCOL = "1.1"
 DEVICE_TIME_NS = 8_123_456_789_012
 PACKET = {
     "type": "packet",
@@ -60,6 +61,57 @@ CLIENT: list[tuple[str, dict[str, Any], bytes | None]] = [
         PACKET
         | {"stream": "detections", "sequence": 1, "encoding": "detections_f64", "frame_idx": 12},
         DETECTIONS,
+    ),
+    (
+        "long-throw depth as a 16-bit image",
+        PACKET
+        | {
+            "stream": "depth",
+            "sequence": 3,
+            "encoding": "u16",
+            "width": 3,
+            "height": 2,
+            "pose": POSE,
+            "depth_unit_m": 0.001,
+        },
+        struct.pack("<6H", 0, 801, 802, 65535, 803, 0),
+    ),
+    (
+        "key frame of a grey camera that lies on its side, HEVC",
+        PACKET
+        | {
+            "stream": "vlc_left_front",
+            "encoding": "hevc",
+            "keyframe": True,
+            "width": 640,
+            "height": 480,
+            "upright_turns": 1,
+        },
+        bytes.fromhex("0000000140010c01ffff0000000142010101000000014401c172b4620000000126"),
+    ),
+    (
+        "two gyroscope samples",
+        PACKET | {"stream": "gyroscope", "sequence": 4, "encoding": "samples_f32", "pose": POSE},
+        struct.pack("<10f", 0.0, 0.5, -0.25, 0.0, 35.0, 0.125, 0.5, -0.25, 0.125, 35.0),
+    ),
+    (
+        "eyes of which the right one is not seen",
+        PACKET | {"stream": "eye_tracking", "encoding": "eyes_f32", "valid": 67},
+        struct.pack("<21f", *(0, 1.5, 0, 0, 0, -1) * 2, *[0] * 9),
+    ),
+    (
+        "calibration of a camera of two pixels",
+        PACKET
+        | {
+            "stream": "calibration",
+            "encoding": "rays_f32",
+            "width": 2,
+            "height": 1,
+            "depth_unit_m": 0.001,
+            "calibrates": "depth",
+            "rig_from_sensor": POSE,
+        },
+        struct.pack("<4f", -0.5, 0.25, 0.5, 0.25),
     ),
     ("hello for a new session", HELLO, None),
     (

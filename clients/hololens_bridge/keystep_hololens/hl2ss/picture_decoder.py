@@ -8,12 +8,10 @@ from av.video.codeccontext import VideoCodecContext
 from numpy.typing import NDArray
 
 from keystep_capture.errors import ConfigError, VideoError
-from keystep_capture.video import is_h264_keyframe
+from keystep_capture.video import is_h264_keyframe, is_hevc_keyframe
 from keystep_hololens.hl2ss.personal_video import VideoProfile
 from keystep_hololens.hl2ss.protocol import Bytes
 
-_IRAP_NAL_UNITS = range(16, 24)  # ITU-T H.265, table 7-1
-_FIRST_NON_SLICE_NAL_UNIT = 32
 _MAX_PIXELS = 4096 * 2304
 
 
@@ -23,19 +21,7 @@ def is_keyframe(access_unit: Bytes, profile: int) -> bool:
         return True
     if profile == VideoProfile.HEVC_MAIN:
         return is_hevc_keyframe(access_unit)
-    return is_h264_keyframe(bytes(memoryview(access_unit)[:4096]))
-
-
-def is_hevc_keyframe(access_unit: Bytes) -> bool:
-    """Whether an Annex B HEVC access unit begins with a random access picture."""
-    head = bytes(memoryview(access_unit)[:4096])
-    position = head.find(b"\x00\x00\x01")
-    while 0 <= position < len(head) - 3:
-        unit_type = head[position + 3] >> 1 & 0x3F
-        if unit_type < _FIRST_NON_SLICE_NAL_UNIT:
-            return unit_type in _IRAP_NAL_UNITS
-        position = head.find(b"\x00\x00\x01", position + 3)
-    return False
+    return is_h264_keyframe(access_unit)
 
 
 class PictureDecoder:
