@@ -14,6 +14,7 @@ import typer
 
 from keystep_capture.errors import ConfigError
 from keystep_capture.logs import set_up_logs
+from keystep_hololens.device_streams import DEFAULT_STREAMS, DEVICE_STREAMS
 from keystep_hololens.hl2ss.protocol import DEFAULT_BASE_PORT
 
 if TYPE_CHECKING:
@@ -26,6 +27,13 @@ class Kind(StrEnum):
 
     GUIDED = "guided"
     EXPERT = "expert"
+
+
+class Codec(StrEnum):
+    """Of the headset's video."""
+
+    H264 = "h264"
+    HEVC = "hevc"
 
 
 def bridge(
@@ -55,6 +63,12 @@ def bridge(
         str | None,
         typer.Option(envvar="KEYSTEP_TOKEN", help="The server's token; needed off loopback."),
     ] = None,
+    streams: Annotated[
+        str, typer.Option(help=f"What to carry, by commas, of: {', '.join(DEVICE_STREAMS)}.")
+    ] = ",".join(DEFAULT_STREAMS),
+    video_codec: Annotated[
+        Codec, typer.Option(help="What the headset encodes video with.")
+    ] = Codec.H264,
     size: Annotated[
         str, typer.Option(help="Video format WIDTHxHEIGHT@FPS; one that hl2ss offers.")
     ] = "640x360@30",
@@ -86,6 +100,8 @@ def bridge(
         method=method,
         session=session,
         token=token,
+        streams=tuple(name.strip() for name in streams.split(",") if name.strip()),
+        video_codec=video_codec.value,
         width=width,
         height=height,
         fps=fps,

@@ -126,6 +126,11 @@ def upright_vlc(picture: NDArray[np.uint8], kind: Port) -> NDArray[np.uint8]:
     return np.ascontiguousarray(np.rot90(picture, -_CLOCKWISE_TURNS[kind]))
 
 
+def upright_turns(kind: Port) -> int:
+    """Quarter turns clockwise that make a camera's picture upright, 0 to 3."""
+    return _CLOCKWISE_TURNS.get(kind, 0) % 4
+
+
 def sensor_from_upright(kind: Port) -> Matrix:
     """Transform a point from the upright VLC camera's axes to the sensor's, shape (4, 4)."""
     turn = float(_CLOCKWISE_TURNS[kind])

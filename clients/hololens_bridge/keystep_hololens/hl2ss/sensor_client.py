@@ -7,6 +7,7 @@ matrices, rig node (cameras, IMU) or eye tracker -> world, None where not asked 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import NamedTuple
@@ -134,7 +135,7 @@ async def open_long_throw(
     )
     async with aclosing(stream):
         async for packet in stream:
-            frame, ticks = depth.decode_long_throw(packet.payload)
+            frame, ticks = await asyncio.to_thread(depth.decode_long_throw, packet.payload)
             yield DepthPacket(packet.timestamp_hns, frame, ticks, _known(packet.pose))
 
 
@@ -180,7 +181,7 @@ async def open_ahat(
             parts = depth.split_ahat_payload(packet.payload)
             depth.check_no_zdepth(parts)
             if len(parts.encoded):
-                frame = decode(parts.encoded)
+                frame = await asyncio.to_thread(decode, parts.encoded)
                 yield DepthPacket(
                     packet.timestamp_hns, frame, parts.sensor_ticks_ns, _known(packet.pose)
                 )
