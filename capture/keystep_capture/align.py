@@ -46,13 +46,22 @@ class Tick:
 class TickAligner:
     """Turns pushed samples into ticks; one object per session and epoch."""
 
-    def __init__(self, *, leading: str, others: Iterable[str], rate_hz: float = 10.0) -> None:
+    def __init__(
+        self,
+        *,
+        leading: str,
+        others: Iterable[str],
+        rate_hz: float = 10.0,
+        previous_tick_ns: int | None = None,
+    ) -> None:
         """Start without samples.
 
         Args:
             leading: The stream whose samples make the ticks.
             others: The streams that are looked up at each tick.
             rate_hz: Ticks a second of device time.
+            previous_tick_ns: Where ticks of another leading stream went before: the first tick is
+                a period after that one, so that time never runs back.
 
         Raises:
             ConfigError: A stream is not in the table or the rate is not positive.
@@ -63,7 +72,7 @@ class TickAligner:
             raise ConfigError(f"ticks need known streams and a rate > 0, got {unknown}, {rate_hz}")
         self._leading = leading
         self._period_ns = round(_NS / rate_hz)
-        self._next_due_ns: int | None = None
+        self._next_due_ns = None if previous_tick_ns is None else previous_tick_ns + self._period_ns
         self._waiting: deque[Sample] = deque()
         self._held: dict[str, deque[Sample]] = {name: deque() for name in self._others}
         self._newest_ns: dict[str, int] = {}

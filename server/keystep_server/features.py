@@ -11,7 +11,7 @@ import numpy.typing as npt
 from keystep_capture.align import Tick
 
 EMBEDDING_SIZE = 1280
-APPEARANCE, GAZE, HEAD, HANDS = 1, 2, 4, 8
+APPEARANCE, GAZE, HEAD, HANDS, DEPTH = 1, 2, 4, 8, 16
 
 TICK_ROW = np.dtype(
     [
@@ -23,7 +23,15 @@ TICK_ROW = np.dtype(
         ("appearance", "<f4", (EMBEDDING_SIZE,)),
     ]
 )
-_CUES = {"gaze": GAZE, "head": HEAD, "hands": HANDS}
+_CUES = {"gaze": GAZE, "head": HEAD, "hands": HANDS, "depth": DEPTH, "depth_ahat": DEPTH}
+_WRITTEN = ("gaze", "head")
+_CUE_NAMES = {
+    "appearance": APPEARANCE,
+    "gaze": GAZE,
+    "head": HEAD,
+    "hands": HANDS,
+    "depth": DEPTH,
+}
 
 
 class TickStore:
@@ -39,6 +47,7 @@ class TickStore:
         self._file.seek(0, os.SEEK_END)
         self.row_count = whole_rows
         self.feature_count = 0
+        self.cue_counts = dict.fromkeys(_CUE_NAMES, 0)  # ticks that have it, since it was opened
         self._row = np.zeros(1, TICK_ROW)
 
     def append(self, tick: Tick, epoch: int, embedding: npt.NDArray[np.float32] | None) -> None:
@@ -52,13 +61,15 @@ class TickStore:
             if sample is None or sample.value is None:
                 continue
             cues |= bit
-            if name != "hands":
+            if name in _WRITTEN:
                 row[name][0] = sample.value
         if embedding is not None:
             cues |= APPEARANCE
             row["appearance"][0] = embedding
             self.feature_count += 1
         row["cues"] = cues
+        for name, bit in _CUE_NAMES.items():
+            self.cue_counts[name] += cues & bit != 0
         self._file.write(row.tobytes())
         self.row_count += 1
 

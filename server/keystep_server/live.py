@@ -49,7 +49,7 @@ SAVE_EVERY_S = 1.0
 """A killed server forgets at most what came in this time."""
 BLIND_AFTER_S = 3.0
 """The wearer is told "I can't see" when the evidence has been silent for this long."""
-_SENSORS = frozenset({"rgb", "gaze", "head", "hands"})
+_SENSORS = frozenset(STREAMS) - {"detections"}
 
 log = structlog.get_logger(__name__)
 
@@ -340,6 +340,8 @@ class LiveSession:
             "size_changes": self.pipeline.size_changes,
             "ticks": self.pipeline.ticks.row_count,
             "appearance_features": self.pipeline.ticks.feature_count,
+            "tick_cues": dict(self.pipeline.ticks.cue_counts),
+            "calibrated": sorted(self.pipeline.calibrated),
             "features_left_out": dict(self.pipeline.left_out),
             "latency": self.latencies.summary(),
             "clocks": clocks,

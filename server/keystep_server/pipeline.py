@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,9 +29,10 @@ from keystep_capture.errors import (
     VideoError,
     WireError,
 )
-from keystep_capture.payloads import read_array
+from keystep_capture.payloads import check_image, read_array
 from keystep_capture.peers import Buffer, Lane
 from keystep_capture.recording import VideoRecorder
+from keystep_capture.streams import STREAMS
 from keystep_capture.video import GapFilter, PacketDecoder
 from keystep_capture.wire import PacketHeader
 from keystep_models.cues.appearance_cue import CROP, AppearancePreprocessing
@@ -40,7 +42,8 @@ from keystep_server.features import TickStore
 from keystep_server.inference import InferenceEngine
 
 _LEADING = ("rgb", "detections", "head", "gaze", "hands")
-_OTHERS = ("gaze", "head", "hands")
+_OTHERS = ("gaze", "head", "hands", "depth", "depth_ahat")
+_DEPTH = ("depth", "depth_ahat")
 MAX_TICKS_IN_ENGINE = 8
 
 
@@ -137,15 +140,18 @@ class SessionPipeline:
         self._aligner: TickAligner | None = None
         self._leading: str | None = None
         self._epoch = 0
+        self._newest_tick: tuple[int, int] | None = None  # epoch and device time, ns
         self._waiting: deque[tuple[Tick, int]] = deque()
         self._in_engine: deque[Future[npt.NDArray[Any]]] = deque(maxlen=MAX_TICKS_IN_ENGINE)
         self.detection_count = 0
-        self._readers = {
+        self.calibrated: set[str] = set()  # streams whose sensor's constants have come
+        self._readers: dict[str, Callable[[Item, Outcome], None]] = {
+            **dict.fromkeys(STREAMS, self._take_unused),
             "rgb": self._take_rgb,
             "detections": self._take_detections,
-            "gaze": self._take_array,
-            "head": self._take_array,
-            "hands": self._take_array,
+            **dict.fromkeys(("gaze", "head", "hands"), self._take_array),
+            **dict.fromkeys(_DEPTH, self._take_depth),
+            "calibration": self._take_calibration,
         }
 
     @property
@@ -241,6 +247,36 @@ class SessionPipeline:
         value = None if header.valid == 0 else read_array(header, item.payload)
         self._align(header, value)
 
+    def _take_depth(self, item: Item, outcome: Outcome) -> None:
+        """Mark the ticks that have depth; no model reads it yet, so nothing is decoded."""
+        header = item.header
+        if header.valid != 0:
+            check_image(header, item.payload)
+        if self._aligner is not None and header.epoch == self._epoch:  # depth leads no ticks
+            value = None if header.valid == 0 else header
+            self._keep(self._aligner.push(header.stream, header.device_time_ns, value))
+
+    def _take_calibration(self, item: Item, outcome: Outcome) -> None:
+        header = item.header
+        if header.calibrates is None or header.calibrates not in STREAMS:
+            raise WireError(
+                f"calibration of {header.calibrates!r}, which is no stream", "unknown_stream"
+            )
+        if header.encoding != "none":
+            read_array(header, item.payload)
+        self.calibrated.add(header.calibrates)
+
+    def _take_unused(self, item: Item, outcome: Outcome) -> None:
+        """Check a packet that only counts here: no cue is made of its stream."""
+        header = item.header
+        encoding = STREAMS[header.stream].encodings[header.encoding]
+        if header.valid == 0:
+            return
+        if encoding.numeric is not None:
+            read_array(header, item.payload)
+        elif header.encoding in ("png16", "u16"):
+            check_image(header, item.payload)
+
     # -- ticks -----------------------------------------------------------------------------------
 
     def _align(self, header: PacketHeader, value: object) -> None:
@@ -256,11 +292,19 @@ class SessionPipeline:
             if self._aligner is not None:
                 self._keep(self._aligner.flush())
             self._leading, self._epoch = stream, epoch
-            self._aligner = TickAligner(leading=stream, others=_OTHERS, rate_hz=self._rate_hz)
+            newest = self._newest_tick
+            self._aligner = TickAligner(
+                leading=stream,
+                others=_OTHERS,
+                rate_hz=self._rate_hz,
+                previous_tick_ns=newest[1] if newest and newest[0] == epoch else None,
+            )
         return self._aligner
 
     def _keep(self, ticks: list[Tick]) -> None:
         self._waiting.extend((tick, self._epoch) for tick in ticks)
+        if ticks:
+            self._newest_tick = self._epoch, ticks[-1].device_time_ns
 
     def _store_done(self, *, wait: bool = False) -> None:
         """Write the ticks whose features are there, in order."""

@@ -248,6 +248,13 @@ def test_unknown_streams_and_rates_are_refused(
         TickAligner(leading=leading, others=others, rate_hz=rate_hz)
 
 
+def test_ticks_of_another_leading_stream_go_on_where_the_last_ones_ended() -> None:
+    ticks = TickAligner(leading="rgb", others=[], previous_tick_ns=S)
+    made = feed(ticks, [("rgb", at_ns) for at_ns in range(S - 200 * MS, 2 * S, 10 * MS)])
+    assert made[0].device_time_ns == S + 100 * MS
+    assert len(made) == 9
+
+
 def test_the_leading_stream_is_not_waited_for_twice() -> None:
     (tick,) = feed(TickAligner(leading="rgb", others=["rgb"]), [("rgb", 5)])
     assert shown(tick) == {"rgb": 5}

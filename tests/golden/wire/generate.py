@@ -10,7 +10,6 @@ from typing import Any
 
 import msgpack
 
-PROTOCOL = "1.1"
 DEVICE_TIME_NS = 8_123_456_789_012
 PACKET = {
     "type": "packet",
