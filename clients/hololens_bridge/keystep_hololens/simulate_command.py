@@ -37,6 +37,17 @@ def simulate(
         float, typer.Option(help="Device seconds per second; above 1 plays faster.")
     ] = 1.0,
     loop: Annotated[bool, typer.Option("--loop", help="Play over and over.")] = False,
+    whole: Annotated[
+        bool,
+        typer.Option(
+            "--whole",
+            help="Every other sensor too, of a simulated room: depth, grey cameras, inertial "
+            "sensors, eye tracker; a Unity app and voice input.",
+        ),
+    ] = False,
+    microphone: Annotated[
+        bool, typer.Option("--microphone", help="Sound too (a tone); with --whole.")
+    ] = False,
     server: Annotated[
         str | None, typer.Option(help="Server to publish the sample's detections to.")
     ] = None,
@@ -56,14 +67,24 @@ def simulate(
     """Run a simulated HoloLens 2 (hl2ss) until its sample has played, or until Ctrl-C.
 
     The headset is simulated: real video or real head poses and gaze, invented time stamps,
-    intrinsics and camera settings.
+    intrinsics and camera settings. It encodes H.264 or HEVC, as the bridge asks. With --whole,
+    depth, grey pictures, inertial samples and eyes are of an invented room.
     """
     from keystep_hololens.target import check_target
 
     set_up_logs("info")
     chosen = choose_sample(sample, video)
+    if microphone and not whole:
+        raise ConfigError("--microphone is simulated with the room: give --whole too")
     headset = make_headset(
-        chosen, video, host=host, base_port=base_port, time_scale=time_scale, loop=loop
+        chosen,
+        video,
+        host=host,
+        base_port=base_port,
+        time_scale=time_scale,
+        loop=loop,
+        whole=whole,
+        microphone=microphone,
     )
     target = None
     if method is not None and server is None:
@@ -155,17 +176,36 @@ def make_headset(
     base_port: int,
     time_scale: float,
     loop: bool,
+    whole: bool = False,
+    microphone: bool = False,
 ) -> SimulatedHeadset:
-    """Make the headset that plays a sample or a video file."""
-    from keystep_hololens.simulator import DeviceClock, SimulatedHeadset, VideoSource
+    """Make the headset that plays a sample or a video file; `whole`: with every other sensor."""
+    from keystep_hololens.simulator import (
+        DeviceClock,
+        Room,
+        SimulatedHeadset,
+        UnityApp,
+        VideoSource,
+        VoiceControl,
+    )
 
     if sample is not None:
         return SimulatedHeadset.of_sample(
-            sample, host=host, base_port=base_port, time_scale=time_scale, loop=loop
+            sample,
+            host=host,
+            base_port=base_port,
+            time_scale=time_scale,
+            loop=loop,
+            whole=whole,
+            microphone=microphone,
         )
     assert video is not None
     return SimulatedHeadset(
         video=VideoSource.open(video, loop=loop),
+        room=Room() if whole else None,
+        app=UnityApp() if whole else None,
+        voice=VoiceControl() if whole else None,
+        microphone=microphone,
         host=host,
         base_port=base_port,
         clock=DeviceClock(time_scale=time_scale),
