@@ -11,7 +11,7 @@ import struct
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -164,6 +164,7 @@ def test_raw_ahat_is_exact() -> None:
     assert (len(parts.zdepth), parts.sensor_ticks_ns) == (0, 77)
 
 
+@settings(deadline=None)
 @given(depth_mm=st.integers(0, 1023), brightness=arrays(np.uint16, 8))
 def test_the_ahat_picture_keeps_depth_to_4_mm_and_every_other_brightness(
     depth_mm: int, brightness: np.ndarray
