@@ -44,6 +44,8 @@ from keystep_server.inference import InferenceEngine
 _LEADING = ("rgb", "detections", "head", "gaze", "hands")
 _OTHERS = ("gaze", "head", "hands", "depth", "depth_ahat")
 _DEPTH = ("depth", "depth_ahat")
+_READ = frozenset({*_LEADING, *_OTHERS, "calibration"})
+"""Streams that something is made of; the others are checked and counted."""
 MAX_TICKS_IN_ENGINE = 8
 
 
@@ -160,11 +162,12 @@ class SessionPipeline:
         return dict(self._aligner.late_counts) if self._aligner else {}
 
     def may_wait(self, header: PacketHeader) -> bool:
-        """Whether nothing hangs on working a packet off before the next: video between two ticks.
+        """Whether nothing hangs on working a packet off before the next.
 
-        Only to be asked while no packet is being processed.
+        So it is with video between two ticks, and with streams of which nothing is made. Only to
+        be asked while no packet is being processed.
         """
-        return (
+        return header.stream not in _READ or (
             header.stream == "rgb" == self._leading
             and header.epoch == self._epoch
             and self._aligner is not None
