@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -75,6 +77,20 @@ def test_bytes_that_are_no_picture_are_refused_and_a_key_frame_mends_it(codec: s
         decoder.decode(b"\x00\x00\x01\x65" + bytes(range(200)))
     frame = decoder.decode(key)
     assert abs(np.frombuffer(memoryview(frame.planes[0]), np.uint8).mean() - brightness) < 4
+
+
+def test_the_reference_packets_say_rightly_whether_they_are_key_frames() -> None:
+    path = Path(__file__).parents[1] / "golden" / "wire" / "messages.json"
+    video = [
+        golden
+        for golden in json.loads(path.read_text(encoding="utf-8"))
+        if golden["fields"].get("encoding") in ENCODERS
+    ]
+    assert {golden["fields"]["encoding"] for golden in video} == set(ENCODERS)
+    for golden in video:
+        unit = bytes.fromhex(golden["payload_hex"])
+        is_key = is_keyframe(unit, golden["fields"]["encoding"])
+        assert is_key is golden["fields"].get("keyframe", False)
 
 
 @given(data=st.binary(max_size=300))

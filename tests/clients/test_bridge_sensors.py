@@ -163,7 +163,7 @@ async def test_tracking_pictures_decode_and_say_how_to_turn_them(
         for stream in streams:
             await server.has(stream, 3)
         await server.has("calibration", 2)
-    for stream, turns in zip(streams, (1, 3), strict=True):
+    for stream, turns, x_points in zip(streams, (1, 3), ("down", "up"), strict=True):
         decoder = PacketDecoder(codec)
         packets = server.of(stream)[:3]
         assert [header.keyframe for header, _ in packets] == [True, False, False]
@@ -171,6 +171,12 @@ async def test_tracking_pictures_decode_and_say_how_to_turn_them(
             frame = decoder.decode(payload)
             assert (frame.width, frame.height) == (header.width, header.height) == (640, 480)
             assert (header.encoding, header.upright_turns) == (codec, turns)
+            camera, head = matrix(header.pose), Room().head_at(seconds(header, headset))
+            assert head is not None
+            assert camera[:3, 2] @ -head[:3, 2] > 0.99  # looks ahead, on its side
+            side = camera[:3, 0] @ head[:3, 1]
+            assert side < -0.99 if x_points == "down" else side > 0.99
+            assert np.linalg.norm(camera[:3, 3] - head[:3, 3]) < 0.2
     told = {header.calibrates for header, _ in server.of("calibration")}
     assert told == set(streams)
 
@@ -203,6 +209,21 @@ async def test_video_of_either_codec_decodes_to_the_samples_pictures(
         assert gaps.admit(header.sequence, keyframe=header.keyframe)
         picture = decoder.decode(payload).reformat(format="gray").to_ndarray()
         assert np.abs(picture.astype(int) - source).mean() < 8
+
+
+async def test_video_carries_the_cameras_pose_with_opencvs_axes(server: RecordingServer) -> None:
+    async with (
+        SimulatedHeadset.of_sample(COFFEE, whole=True) as headset,
+        bridging(headset, server, "rgb"),
+    ):
+        await server.has("rgb", 10)
+    for header, _ in server.of("rgb")[:10]:
+        head = Room().head_at(seconds(header, headset))
+        assert head is not None
+        right, up, back, position = head[:3].T
+        expected = np.column_stack((right, -up, -back, position))
+        np.testing.assert_allclose(matrix(header.pose)[:3], expected, atol=1e-5)
+        assert header.intrinsics is not None
 
 
 # -- head, eyes, inertia, sound --------------------------------------------------------------------
