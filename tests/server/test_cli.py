@@ -186,13 +186,14 @@ async def test_a_bridge_without_headset_or_server_says_so_once_and_tries_until_i
     server = ("--server", f"tcp://127.0.0.1:{free_port()}")
     arguments = ("--device", "127.0.0.1", "--base-port", str(port), *server)
     bridge = await commands.start("bridge", "bridge", *arguments)
-    for stream in ("rgb", "head", "clock"):
-        await commands.says("bridge", f"stream={stream}")
+    told = ("personal_video", "spatial_input", "depth_long_throw", "clock")
+    for what in told:
+        await commands.says("bridge", f"what={what}")
     await asyncio.sleep(1.5)  # several more attempts
     await bridge.stop()
     log = commands.log("bridge")
-    assert [log.count(f"stream={stream}") for stream in ("rgb", "head", "clock")] == [1, 1, 1]
-    assert log.count("refused the connection: start the hl2ss app") == 3
+    assert [log.count(f"what={what}") for what in told] == [1, 1, 1, 1]
+    assert log.count("refused the connection: start the hl2ss app") == 4
     assert "Traceback" not in log
     assert "Sent rgb 0 (dropped 0)" in log
 
