@@ -47,7 +47,7 @@ async def assert_untouched(rig: Any, client: Any, *, sequence: int = 1, lost: in
 BAD_PACKETS: dict[str, tuple[dict[str, Any], int]] = {
     "other_session": ({"session": "ses-another"}, 24),
     "epoch": ({"epoch": 2}, 24),
-    "unknown_stream": ({"stream": "depth"}, 24),
+    "unknown_stream": ({"stream": "lidar"}, 24),
     "unknown_encoding": ({"encoding": "ray_f64"}, 24),
     "payload_size": ({}, 25),
     "not_finite": ({"pose": [float("nan")] * 16}, 24),
