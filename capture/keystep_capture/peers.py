@@ -74,9 +74,11 @@ class Admission:
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Peer:
-    """A connection that said hello."""
+    """A connection that said hello; `user` is its ZAP user, None where no keys are asked for."""
 
     routing_id: bytes
+    user: str | None
+    fd: int
     hello: wire.Hello
     session_id: str
     epoch: int

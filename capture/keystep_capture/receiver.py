@@ -9,13 +9,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from typing import NamedTuple
 
 import structlog
 import zmq
 
-from keystep_capture import access, sockets, wire
+from keystep_capture import sockets, wire
+from keystep_capture.access import Guard
 from keystep_capture.clock import Clock
-from keystep_capture.errors import ConfigError, KeystepError, RefusedError, WireError
+from keystep_capture.entrance import Entrance
+from keystep_capture.errors import KeystepError, RefusedError, WireError
 from keystep_capture.peers import Buffer, Handler, Lane, Peer
 from keystep_capture.streams import MAX_PAYLOAD_BYTES
 
@@ -23,9 +26,11 @@ HEARTBEAT_S = 1.0
 SILENCE_S = 5.0
 MAX_PEERS = 64
 SOCKET_HIGH_WATER_MARK = 64
+HANG_UP_S = 0.2
 MAX_REFUSAL_CHARACTERS = 768  # a header holds them whatever the script
 _NOBLOCK = int(zmq.NOBLOCK)
 _RCVMORE = int(zmq.RCVMORE)
+_SRCFD = int(zmq.SRCFD)
 SMALL_PAYLOAD_BYTES = 16 * 1024
 """Below this, copying a payload out of libzmq is cheaper than keeping its frame."""
 
@@ -46,6 +51,14 @@ def _taken_over(lane: Lane) -> WireError:
     return WireError(f"another connection took over {lane.spec.name!r}", "taken_over")
 
 
+class _Caller(NamedTuple):
+    """Where a hello came from: connection, ZAP user (None without a guard), descriptor."""
+
+    routing_id: bytes
+    user: str | None
+    fd: int
+
+
 class Receiver:
     """Accepts peers on a ROUTER socket and feeds a `Handler`; single-threaded, on the loop."""
 
@@ -54,7 +67,7 @@ class Receiver:
         handler: Handler,
         *,
         bind: str,
-        token: str | None = None,
+        guard: Guard | None = None,
         clock: Clock = time.monotonic_ns,
     ) -> None:
         """Bind the socket.
@@ -62,50 +75,42 @@ class Receiver:
         Args:
             handler: Gets what is received.
             bind: ZeroMQ endpoint, e.g. `tcp://127.0.0.1:8041`.
-            token: Shared secret; needed off loopback, where the link is then encrypted.
+            guard: The server's keys and the devices it lets in; needed off loopback, where the link
+                is then encrypted.
             clock: Monotonic clock, ns.
 
         Raises:
-            ConfigError: The endpoint is in use or malformed, or off loopback without a token;
-                or the token could be guessed.
+            ConfigError: The endpoint is in use or malformed, or off loopback without a guard.
         """
-        if token is not None:
-            access.check_token(token)
-        elif not sockets.is_loopback(bind):
-            raise ConfigError(
-                f"the wire would be open to the network at {bind}: "
-                "set a token (KEYSTEP_TOKEN), or bind it to loopback"
-            )
         self._handler = handler
         self._clock = clock
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
-        self._authenticator = (
-            None if token is None else access.start_authenticator(self._context, token)
+        self._guard = guard
+        self.entrance = Entrance(
+            zmq.ROUTER,
+            bind,
+            guard=guard,
+            options={
+                zmq.LINGER: 500,
+                zmq.ROUTER_MANDATORY: 1,
+                # Up to twice the largest payload is answered; beyond, libzmq cuts the connection.
+                zmq.MAXMSGSIZE: 2 * MAX_PAYLOAD_BYTES,
+                zmq.RCVHWM: SOCKET_HIGH_WATER_MARK,
+                zmq.SNDHWM: 1024,
+            },
+            known=lambda: {peer.fd for peer in self.peers.values()},
         )
-        socket = self._context.socket(zmq.ROUTER)
-        socket.setsockopt(zmq.LINGER, 500)
-        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        # Up to twice the largest payload is answered; beyond that libzmq cuts the connection.
-        socket.setsockopt(zmq.MAXMSGSIZE, 2 * MAX_PAYLOAD_BYTES)
-        socket.setsockopt(zmq.RCVHWM, SOCKET_HIGH_WATER_MARK)
-        socket.setsockopt(zmq.SNDHWM, 1024)
-        socket.setsockopt(zmq.HANDSHAKE_IVL, 5000)
-        if token is not None:
-            access.secure_server(socket, token)
-        self._socket = socket
-        try:
-            self.endpoint = sockets.bind(socket, bind)
-        except ConfigError:
-            self._close_socket()
-            raise
+        self._socket, self.endpoint = self.entrance.socket, self.entrance.endpoint
         self.peers: dict[bytes, Peer] = {}
         self.dropped: Counter[str] = Counter()
         self._admitting: dict[bytes, asyncio.Task[None]] = {}
-        self._next_hellos: dict[bytes, wire.Hello] = {}
+        self._next_hellos: dict[bytes, tuple[_Caller, wire.Hello]] = {}
+        self._hanging_up: set[int] = set()
         self._strangers_ns: dict[tuple[bytes, str], int] = {}
         loop = asyncio.get_running_loop()
-        self._drain = sockets.Drain(socket, loop, self._take_one)
+        self._drain = sockets.Drain(self._socket, loop, self._take_one)
         self._heartbeat = loop.create_task(self._beat(), name="wire heartbeat")
+        if guard is not None:
+            guard.members.on_change.append(self._drop_revoked)
 
     async def close(self) -> None:
         """Say goodbye to nobody, close the socket; peers will dial again."""
@@ -114,21 +119,26 @@ class Receiver:
             task.cancel()
         await asyncio.gather(self._heartbeat, *self._admitting.values(), return_exceptions=True)
         self._drain.close()
-        self._close_socket()
-
-    def _close_socket(self) -> None:
-        self._socket.close()
-        if self._authenticator is not None:
-            self._authenticator.stop()
-        self._context.term()
+        if self._guard is not None:
+            self._guard.members.on_change.remove(self._drop_revoked)
+        self.entrance.close()
 
     # -- taking messages -------------------------------------------------------------------------
 
     def _take_one(self) -> None:
         recv, get = self._socket.recv, self._socket.get
         routing_id: bytes = recv(_NOBLOCK)  # a ROUTER puts it before at least one frame
-        header: bytes = recv(_NOBLOCK)
+        frame = recv(_NOBLOCK, copy=False)
+        header, fd = frame.bytes, int(frame.get(_SRCFD))
+        user = str(frame.get("User-Id")) if self._guard is not None else None
+        self.entrance.spoke.add(fd)
         peer = self.peers.get(routing_id)
+        if peer is not None:
+            if peer.user == user:
+                peer.fd = fd
+            else:  # another user took the routing id of a connection that is gone
+                self._leave(peer)
+                peer = None
         payload: Buffer | None = None
         if get(_RCVMORE):
             if peer is not None and peer.large_payloads:
@@ -139,6 +149,9 @@ class Receiver:
                 self._discard_rest()
                 self._refuse(routing_id, WireError("message has more than two frames", "frames"))
                 return
+        if user is not None and self._name_of(user) is None:
+            self._refuse_revoked(routing_id, fd)
+            return
         try:
             message = wire.decode_client_message(header)
             if type(message) is wire.PacketHeader:
@@ -148,7 +161,7 @@ class Receiver:
             elif message is None:
                 self.dropped["unknown_type"] += 1
             else:
-                self._take_control(routing_id, peer, message)
+                self._take_control(_Caller(routing_id, user, fd), peer, message)
         except WireError as error:
             self._refuse(routing_id, error)
 
@@ -245,11 +258,11 @@ class Receiver:
         )
 
     def _take_control(
-        self, routing_id: bytes, peer: Peer | None, message: wire.ClientMessage
+        self, caller: _Caller, peer: Peer | None, message: wire.ClientMessage
     ) -> None:
         now_ns = self._clock()
         if isinstance(message, wire.Hello):
-            self._begin_admission(routing_id, message)
+            self._begin_admission(caller, message)
             return
         if peer is None:
             raise WireError("say hello first: this connection is not known", "hello_required")
@@ -278,24 +291,27 @@ class Receiver:
 
     # -- hellos ----------------------------------------------------------------------------------
 
-    def _begin_admission(self, routing_id: bytes, hello: wire.Hello) -> None:
+    def _begin_admission(self, caller: _Caller, hello: wire.Hello) -> None:
+        routing_id = caller.routing_id
         if routing_id in self._admitting:
-            self._next_hellos[routing_id] = hello  # the newest one is answered next
+            self._next_hellos[routing_id] = (caller, hello)  # the newest one is answered next
             return
         if len(self.peers) + len(self._admitting) >= MAX_PEERS and routing_id not in self.peers:
             raise WireError(f"the server has {MAX_PEERS} connections already", "too_many_peers")
-        task = asyncio.get_running_loop().create_task(self._admit(routing_id, hello))
+        task = asyncio.get_running_loop().create_task(self._admit(caller, hello))
         self._admitting[routing_id] = task
         task.add_done_callback(lambda _: self._end_admission(routing_id))
 
     def _end_admission(self, routing_id: bytes) -> None:
         self._admitting.pop(routing_id, None)
-        hello = self._next_hellos.pop(routing_id, None)
-        if hello is not None and not self._socket.closed:
-            self._begin_admission(routing_id, hello)
+        following = self._next_hellos.pop(routing_id, None)
+        if following is not None and not self._socket.closed:
+            self._begin_admission(*following)
 
-    async def _admit(self, routing_id: bytes, hello: wire.Hello) -> None:
+    async def _admit(self, caller: _Caller, hello: wire.Hello) -> None:
+        routing_id = caller.routing_id
         try:
+            self._check_owner(caller, hello)
             admission = await self._handler.admit(hello)
         except KeystepError as error:
             self.dropped["hello_refused"] += 1
@@ -319,9 +335,14 @@ class Receiver:
                 wire.Refused(protocol=wire.PROTOCOL, reason="server_error", message=message),
             )
             return
+        if caller.user is not None and self._name_of(caller.user) is None:
+            self._refuse_revoked(routing_id, caller.fd)  # while the hello was being answered
+            return
         self._leave(self.peers.get(routing_id))
         peer = Peer(
             routing_id=routing_id,
+            user=caller.user,
+            fd=caller.fd,
             hello=hello,
             session_id=admission.session_id,
             epoch=admission.epoch,
@@ -363,6 +384,53 @@ class Receiver:
             if lane.peer is peer:
                 lane.peer = None
         self._handler.on_left(peer)
+
+    # -- keys ------------------------------------------------------------------------------------
+
+    def _name_of(self, user: str) -> str | None:
+        """The device behind a ZAP user; None: its key was revoked."""
+        return None if self._guard is None else self._guard.members.name_of(user)
+
+    def _check_owner(self, caller: _Caller, hello: wire.Hello) -> None:
+        """Refuse a hello that names another device than the one whose key it came under."""
+        if caller.user is None:
+            return
+        owner = self._name_of(caller.user)
+        if owner != hello.device:
+            raise RefusedError(
+                f"this key belongs to the device {owner!r}, the hello names {hello.device!r}",
+                "other_device",
+            )
+
+    def _refuse_revoked(self, routing_id: bytes, fd: int) -> None:
+        """Tell a connection whose key was revoked, and hang up on it."""
+        self.dropped["revoked"] += 1
+        if fd in self._hanging_up:
+            return
+        self._hanging_up.add(fd)
+        self._answer(
+            routing_id,
+            wire.Refused(
+                protocol=wire.PROTOCOL,
+                reason="revoked",
+                message="the key of this device was revoked; `keystep device add` makes a new one",
+                fatal=True,
+            ),
+        )
+        self._leave(self.peers.get(routing_id))
+        # The refusal leaves first; until then whatever comes is dropped as well.
+        asyncio.get_running_loop().call_later(HANG_UP_S, self._hang_up, fd)
+
+    def _hang_up(self, fd: int) -> None:
+        self._hanging_up.discard(fd)
+        self.entrance.hang_up(fd)
+
+    def _drop_revoked(self) -> None:
+        """Let go of the peers whose keys were revoked just now."""
+        for peer in list(self.peers.values()):
+            if peer.user is not None and self._name_of(peer.user) is None:
+                log.warning("key revoked", session=peer.session_id, device=peer.hello.device)
+                self._refuse_revoked(peer.routing_id, peer.fd)
 
     # -- sending ---------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ import zmq
 from keystep_capture import access, sockets, wire
 from keystep_capture.clock import Clock
 from keystep_capture.errors import RefusedError, StateError, WireError
+from keystep_capture.key_files import DeviceKey
 from keystep_capture.outbox import Outbox, Pending
 
 log = structlog.get_logger(__name__)
@@ -87,7 +88,7 @@ class Sender:
         *,
         server: str,
         instance: str,
-        token: str | None = None,
+        key: DeviceKey | None = None,
         callbacks: Callbacks | None = None,
         clock: Clock = time.monotonic_ns,
     ) -> None:
@@ -97,14 +98,14 @@ class Sender:
             source: Who sends what.
             server: The server's endpoint, e.g. `tcp://127.0.0.1:8041`.
             instance: Random word, new for each start of the program and of the headset.
-            token: The server's shared secret; needed off loopback.
+            key: What the device's key file holds; needed off loopback.
             callbacks: What to tell the caller.
             clock: Monotonic clock, ns; `send_time_ns` is read from it.
         """
         self._source = source
         self._server = server
         self._instance = instance
-        self._token = token
+        self._key = key
         self._callbacks = callbacks or Callbacks()
         self._clock = clock
         self._outboxes = {name: Outbox(name, lossless=source.replay) for name in source.streams}
@@ -291,7 +292,10 @@ class Sender:
                     return
                 backoff_s = FIRST_BACKOFF_S if was_open else min(2 * backoff_s, LAST_BACKOFF_S)
                 if was_open or not told:  # once for each outage
-                    log.warning("no answer from the server, dialling on", server=self._server)
+                    hint = "it may be down, ask for a key, or not know this one"
+                    log.warning(
+                        "no answer from the server, dialling on", server=self._server, hint=hint
+                    )
                 told = True
                 await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
         finally:
@@ -310,8 +314,8 @@ class Sender:
         socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_HEADER_BYTES)
         socket.setsockopt(zmq.RECONNECT_IVL, 100)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
-        if self._token is not None:
-            access.secure_client(socket, self._token)
+        if self._key is not None:
+            access.secure_client(socket, self._key)
         try:
             socket.connect(self._server)
         except zmq.ZMQError as error:

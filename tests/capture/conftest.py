@@ -12,8 +12,9 @@ import pytest
 import zmq
 from hypothesis import HealthCheck, settings
 
-from keystep_capture import wire
+from keystep_capture import access, wire
 from keystep_capture.errors import KeystepError, StateError
+from keystep_capture.key_files import DeviceKey
 from keystep_capture.peers import Admission, Buffer, Lane, Peer
 from keystep_capture.receiver import Receiver
 from keystep_capture.sender import Callbacks, Sender, Source
@@ -151,9 +152,19 @@ class Recorder:
 class Stranger:
     """A DEALER that says what it likes."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        endpoint: str,
+        key: DeviceKey | None = None,
+        routing_id: bytes | None = None,
+    ) -> None:
         self.socket = context.socket(zmq.DEALER)
         self.socket.linger = 0
+        if routing_id is not None:
+            self.socket.routing_id = routing_id
+        if key is not None:
+            access.secure_client(self.socket, key)
         self.socket.connect(endpoint)
         self.session, self.epoch = "none", 0
         self.heard: list[dict[str, Any]] = []
@@ -276,9 +287,9 @@ class Rig:
         """The task of a sender."""
         return next(task for other, task in self.senders if other is sender)
 
-    def stranger(self, endpoint: str | None = None) -> Stranger:
+    def stranger(self, endpoint: str | None = None, **options: Any) -> Stranger:
         """Connect a socket of the test's own."""
-        stranger = Stranger(self.context, endpoint or self.receivers[-1].endpoint)
+        stranger = Stranger(self.context, endpoint or self.receivers[-1].endpoint, **options)
         self.strangers.append(stranger)
         return stranger
 
