@@ -1,15 +1,14 @@
 """Who may use REST.
 
-With a token: whoever sends it (`Authorization: Bearer`). Without one the server listens on loopback
-only and every local program may use it, but not a web page of elsewhere that a local browser shows:
-the Host must be a loopback name (a page could have its own name resolve to 127.0.0.1), a foreign
-Origin is refused. /healthz is open to all. Bodies that an HTML form could send, or that are too
-large, are refused always.
+Off loopback, or once a token was made: whoever sends one (`Authorization: Bearer`). Else the server
+listens on loopback only and every local program may use it, but not a web page of elsewhere that a
+local browser shows: the Host must be a loopback name (a page could have its own name resolve to
+127.0.0.1), a foreign Origin is refused. /healthz is open to all. Bodies that an HTML form could
+send, or that are too large, are refused always.
 """
 
 from __future__ import annotations
 
-import hmac
 from urllib.parse import urlsplit
 
 from fastapi import HTTPException
@@ -17,6 +16,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from keystep_server.config import is_loopback
+from keystep_server.credentials import TokenBook
 from keystep_server.problems import ProblemResponse, problem
 
 MAX_BODY_BYTES = 64 * 1024
@@ -30,21 +30,21 @@ class AccessMiddleware:
 
     Args:
         app: What is guarded.
-        token: The secret to ask for; None on a loopback server without one.
+        tokens: Those that are taken now.
     """
 
-    def __init__(self, app: ASGIApp, *, token: str | None) -> None:
+    def __init__(self, app: ASGIApp, *, tokens: TokenBook) -> None:
         self._app = app
-        self._token = token.encode() if token is not None else None
+        self._tokens = tokens
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on or refuse one request."""
         if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
             headers = Headers(scope=scope)
-            if self._token is None:
-                refusal = _refuse_cross_site(headers)
+            if self._tokens.required:
+                refusal = _refuse_stranger(scope["method"], headers, self._tokens)
             else:
-                refusal = _refuse_stranger(headers, self._token)
+                refusal = _refuse_cross_site(headers)
             refusal = refusal or _refuse_body(scope["method"], headers)
             if refusal is not None:
                 await refusal(scope, receive, send)
@@ -67,17 +67,19 @@ def _limited(receive: Receive) -> Receive:
     return receive_some
 
 
-def _refuse_stranger(headers: Headers, token: bytes) -> ProblemResponse | None:
+def _refuse_stranger(method: str, headers: Headers, tokens: TokenBook) -> ProblemResponse | None:
     scheme, _, given = headers.get("authorization", "").partition(" ")
     # Header text is latin-1; what the token's UTF-8 bytes became is turned back into them.
-    correct = hmac.compare_digest(given.strip().encode("latin-1"), token)
-    if scheme.lower() == "bearer" and correct:
-        return None
-    return problem(
-        401,
-        "this server needs its token: send the header `Authorization: Bearer TOKEN`",
-        headers={"WWW-Authenticate": 'Bearer realm="keystep"'},
-    )
+    grant = tokens.grant_of(given.strip().encode("latin-1"))
+    if scheme.lower() != "bearer" or grant is None:
+        return problem(
+            401,
+            "this server needs a token: send the header `Authorization: Bearer TOKEN`",
+            headers={"WWW-Authenticate": 'Bearer realm="keystep"'},
+        )
+    if grant.read_only and method not in _READING_METHODS:
+        return problem(403, f"the token {grant.name!r} is for reading only")
+    return None
 
 
 def _refuse_cross_site(headers: Headers) -> ProblemResponse | None:

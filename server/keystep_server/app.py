@@ -44,10 +44,7 @@ def create_app(deps: AppDeps) -> FastAPI:
     for module in (sessions, events, key_steps, health, docs):
         app.include_router(module.router, dependencies=[Depends(refuse_unknown_parameters)])
     install_problem_handlers(app)
-    token = deps.config.token
-    app.add_middleware(
-        AccessMiddleware, token=token.get_secret_value() if token is not None else None
-    )
+    app.add_middleware(AccessMiddleware, tokens=deps.tokens)
     app.add_middleware(_CountingMiddleware, metrics=deps.metrics)
     return app
 

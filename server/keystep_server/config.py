@@ -13,9 +13,9 @@ import tomllib
 from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -31,6 +31,7 @@ from keystep_models.psr.methods import AUTO, check_live_method
 
 ENV_PREFIX = "KEYSTEP_"
 TOKEN_MIN_CHARS = 32
+MEMORY_MIN_MB = 1024
 # Variables of the other programs may stand in the same environment; they are not ours to judge.
 _FOREIGN_PREFIXES = ("KEYSTEP_HOLOLENS_", "KEYSTEP_BRIDGE_", "KEYSTEP_TEST_")
 _ENDPOINT = re.compile(r"(?:tcp://(?P<host>\[[^\]]+\]|[^:/\s]+):(?:\d{1,5}|\*)|ipc://\S+)")
@@ -59,7 +60,14 @@ class ServerConfig(BaseSettings):
         None, repr=False, description="SQLAlchemy URL; by default SQLite in data_dir"
     )
     token: SecretStr | None = Field(
-        None, description="shared secret of REST clients and headsets; needed off loopback"
+        None, description="a REST token beside those of `keystep token add`"
+    )
+    tls_certificate: Path | None = Field(None, description="PEM certificate (chain) of REST")
+    tls_key: Path | None = Field(None, description="PEM private key of REST")
+    memory_limit_mb: int | None = Field(
+        None,
+        ge=0,
+        description="hard limit of memory, MiB; by default half the machine's; 0: none",
     )
     bundle_dir: Path | None = Field(None, description="the models to load at start")
     procedures_dir: Path | None = Field(
@@ -114,19 +122,28 @@ class ServerConfig(BaseSettings):
                 ) from None
         return value
 
-    @model_validator(mode="after")
-    def _needs_token_off_loopback(self) -> Self:
-        exposed = [name for name, host in self._hosts().items() if not is_loopback(host)]
-        length = len(self.token.get_secret_value()) if self.token else 0
-        if self.token is not None and length == 0:
-            raise ValueError("token is empty; leave it out or give one")
-        if exposed and length < TOKEN_MIN_CHARS:
+    @field_validator("token")
+    @classmethod
+    def _is_long(cls, value: SecretStr | None) -> SecretStr | None:
+        length = len(value.get_secret_value()) if value is not None else TOKEN_MIN_CHARS
+        if length < TOKEN_MIN_CHARS:
             raise ValueError(
-                f"{', '.join(exposed)} can be reached from other machines, which needs a token of "
-                f"at least {TOKEN_MIN_CHARS} characters, got {length}; set KEYSTEP_TOKEN "
-                "(`openssl rand -hex 32` makes one) or bind to 127.0.0.1"
+                f"expected a token of at least {TOKEN_MIN_CHARS} characters, got {length} "
+                "(`openssl rand -hex 32` makes one)"
             )
-        return self
+        return value
+
+    @field_validator("memory_limit_mb")
+    @classmethod
+    def _leaves_room(cls, value: int | None) -> int | None:
+        if value is not None and 0 < value < MEMORY_MIN_MB:
+            raise ValueError(f"expected 0 (no limit) or at least {MEMORY_MIN_MB}, got {value}")
+        return value
+
+    @property
+    def exposed(self) -> frozenset[str]:
+        """The settings whose sockets other machines can reach: rest_host, wire_bind, ..."""
+        return frozenset(name for name, host in self._hosts().items() if not is_loopback(host))
 
     def _hosts(self) -> dict[str, str]:
         hosts = {"rest_host": self.rest_host}
@@ -180,8 +197,7 @@ def load_config(
     """Read the settings: the file, then KEYSTEP_* variables, then `flags` (None: flag not given).
 
     Raises:
-        ConfigError: The file is missing or not TOML, a key is unknown, a value is out of range, or
-            the server would be reachable from other machines without a long enough token.
+        ConfigError: The file is missing or not TOML, a key is unknown, or a value is out of range.
     """
     values: dict[str, Any] = {}
     if toml_path is not None:

@@ -16,6 +16,7 @@ from typing import Any
 import structlog
 
 from keystep_capture import wire
+from keystep_capture.access import Guard
 from keystep_capture.clock import Clock
 from keystep_capture.errors import DataError, RefusedError, StateError, WireError
 from keystep_capture.peers import Admission, Buffer, Lane, Peer
@@ -80,14 +81,14 @@ class Ingest:
         self._watch: asyncio.Task[None] | None = None
         self._refused_counted: Counter[str] = Counter()
 
-    def start(self, registry: SessionRegistry, bind: str, token: str | None) -> Receiver:
+    def start(self, registry: SessionRegistry, bind: str, guard: Guard | None) -> Receiver:
         """Bind the wire and begin to take packets.
 
         Raises:
-            ConfigError: The endpoint is in use, malformed, or off loopback without a token.
+            ConfigError: The endpoint is in use, malformed, or off loopback without a guard.
         """
         self._registry = registry
-        self._receiver = Receiver(self, bind=bind, token=token, clock=self._parts.clock)
+        self._receiver = Receiver(self, bind=bind, guard=guard, clock=self._parts.clock)
         self._watch = asyncio.get_running_loop().create_task(self._look_around())
         return self._receiver
 
@@ -373,6 +374,11 @@ class Ingest:
                 "any", reason, count - self._refused_counted[reason]
             )
             self._refused_counted[reason] = count
+        for socket, counts in (
+            ("wire", self._receiver.entrance.counts),
+            ("publish", self._parts.publisher.entrance.counts),
+        ):
+            self._parts.metrics.set_connections(socket, counts)
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)

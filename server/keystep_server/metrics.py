@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 _LATENCY_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0)
@@ -16,6 +18,10 @@ class Metrics:
         self._packets = self._counter("packets", "Packets taken", "stream")
         self._bytes = self._counter("payload_bytes", "Payload bytes taken", "stream")
         self._drops = self._counter("dropped_packets", "Packets dropped", "stream", "reason")
+        self._connections = self._counter(
+            "connections", "Connections by what became of them", "socket", "outcome"
+        )
+        self._connections_before: dict[tuple[str, str], int] = {}
         self._step_events = self._counter("step_events", "Step events stored", "branch", "kind")
         self._rest_requests = self._counter(
             "rest_requests", "REST requests answered", "method", "route", "status"
@@ -53,6 +59,13 @@ class Metrics:
     def packets_dropped(self, stream: str, reason: str, count: int = 1) -> None:
         """Count packets that were not used, by the word that says why."""
         self._drops.labels(stream, reason).inc(count)
+
+    def set_connections(self, socket: str, counts: Mapping[str, int]) -> None:
+        """Bring a socket's connections by outcome (docs/security.md) up to date."""
+        for outcome, count in counts.items():
+            before = self._connections_before.get((socket, outcome), 0)
+            self._connections.labels(socket, outcome).inc(count - before)
+            self._connections_before[socket, outcome] = count
 
     def step_event_stored(self, branch: str, kind: str) -> None:
         """Count a new step event."""

@@ -2,44 +2,59 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
 import zmq
 
-from keystep_capture import access, sockets, wire
-from keystep_capture.errors import ConfigError
+from keystep_capture import sockets, wire
+from keystep_capture.access import Guard
+from keystep_capture.entrance import Entrance
 from keystep_server.storage import StoredEvent
 
 SOCKET_HIGH_WATER_MARK = 256
+MAX_FOLLOWERS = 64
+_SUBSCRIBE = b"\x01"
 
 
 class Publisher:
     """Publishes step events, guidance and session changes; drops for slow readers."""
 
-    def __init__(self, bind: str, *, token: str | None = None) -> None:
+    def __init__(self, bind: str, *, guard: Guard | None = None) -> None:
         """Bind the socket.
 
+        Args:
+            bind: ZeroMQ endpoint.
+            guard: The server's keys and the followers it lets in; needed off loopback.
+
         Raises:
-            ConfigError: The endpoint is in use, malformed, or off loopback without a token.
+            ConfigError: The endpoint is in use, malformed, or off loopback without a guard.
         """
-        if token is None and not sockets.is_loopback(bind):
-            raise ConfigError(
-                f"sessions would be open to the network at {bind}: set a token or bind to loopback"
-            )
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
-        self._authenticator = access.start_authenticator(self._context, token) if token else None
-        self._socket = self._context.socket(zmq.PUB)
-        self._socket.setsockopt(zmq.LINGER, 200)
-        self._socket.setsockopt(zmq.SNDHWM, SOCKET_HIGH_WATER_MARK)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_HEADER_BYTES)
-        if token:
-            access.secure_server(self._socket, token)
-        try:
-            self.endpoint = sockets.bind(self._socket, bind)
-        except ConfigError:
-            self.close()
-            raise
+        self._guard = guard
+        self._followers: dict[int, str | None] = {}
+        self.entrance = Entrance(
+            zmq.XPUB,  # a PUB that shows who subscribes
+            bind,
+            guard=guard,
+            options={
+                zmq.LINGER: 200,
+                zmq.SNDHWM: SOCKET_HIGH_WATER_MARK,
+                zmq.MAXMSGSIZE: wire.MAX_HEADER_BYTES,
+                zmq.XPUB_VERBOSE: 1,
+            },
+            known=lambda: set(self._followers),
+            on_ended=self._forget,
+        )
+        self._socket, self.endpoint = self.entrance.socket, self.entrance.endpoint
+        self._drain = sockets.Drain(self._socket, asyncio.get_running_loop(), self._take_one)
+        if guard is not None:
+            guard.members.on_change.append(self._drop_revoked)
+
+    @property
+    def follower_count(self) -> int:
+        """How many connections have subscribed."""
+        return len(self._followers)
 
     def step_event(self, event: StoredEvent) -> None:
         """Publish a step event that is stored (or retracted)."""
@@ -75,12 +90,40 @@ class Publisher:
 
     def close(self) -> None:
         """Close the socket."""
-        self._socket.close()
-        if self._authenticator is not None:
-            self._authenticator.stop()
-        self._context.term()
+        if self._guard is not None:
+            self._guard.members.on_change.remove(self._drop_revoked)
+        self._drain.close()
+        self.entrance.close()
+
+    def _take_one(self) -> None:
+        """Note who subscribed; what else a follower says means nothing here."""
+        frame = self._socket.recv(zmq.NOBLOCK, copy=False)
+        if not frame.bytes.startswith(_SUBSCRIBE):
+            return
+        fd = int(frame.get(zmq.SRCFD))
+        self._followers.pop(fd, None)
+        self._followers[fd] = str(frame.get("User-Id")) if self._guard is not None else None
+        while len(self._followers) > MAX_FOLLOWERS:
+            oldest = next(iter(self._followers))
+            self._followers.pop(oldest)
+            self.entrance.hang_up(oldest, "limit")
+        self.entrance.spoke.add(fd)
+        self._drop_revoked()
+
+    def _forget(self, fd: int) -> None:
+        self._followers.pop(fd, None)
+
+    def _drop_revoked(self) -> None:
+        """Hang up on followers whose keys were revoked."""
+        if self._guard is None:
+            return
+        for fd, user in list(self._followers.items()):
+            if user is not None and self._guard.members.name_of(user) is None:
+                del self._followers[fd]
+                self.entrance.hang_up(fd)
 
     def _publish(self, session_id: str, kind: str, body: dict[str, Any]) -> None:
         message = {**body, "protocol": wire.PROTOCOL, "session": session_id}
         topic = f"{session_id}/{kind}".encode()
         self._socket.send_multipart((topic, wire.encode(message)), zmq.NOBLOCK)
+        self._drain.poke()

@@ -26,14 +26,17 @@ from keystep_models.psr.methods import choose_live_method
 from keystep_models.psr.procedure import BUILTIN_PROCEDURES
 from keystep_server.app import AppDeps, Check, ProcedureStep, ProcedureSummary, create_app
 from keystep_server.config import ServerConfig
+from keystep_server.credentials import Access, TokenBook, refuse_unguarded_rest, server_keys
 from keystep_server.events import EventLog
 from keystep_server.inference import LocalEngine, model_key
 from keystep_server.ingest import Ingest, IngestParts, procedure_named
 from keystep_server.key_steps import ExtractionSettings, ModelIdentity
 from keystep_server.metrics import Metrics
 from keystep_server.publish import Publisher
+from keystep_server.rest_protocol import LimitedProtocol
 from keystep_server.sessions import SessionHooks, SessionRegistry
 from keystep_server.storage import Store
+from keystep_server.tls import check_tls
 
 log = structlog.get_logger(__name__)
 
@@ -47,6 +50,7 @@ class RunningServer:
     publish_endpoint: str
     uvicorn_server: uvicorn.Server
     ingest: Ingest
+    publisher: Publisher
     store: Store
 
 
@@ -68,13 +72,19 @@ async def running_server(
     # Long, since it is one list: what is taken is given back in the opposite order.
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(_lock_data_dir(config).close)
-        model = await asyncio.to_thread(OnnxModel.load, _manifest_path(config))
+        tls = check_tls(config.tls_certificate, config.tls_key)
         store = await asyncio.to_thread(Store.open, config.resolved_database_url)
         stack.callback(store.close)
+        access = await asyncio.to_thread(_access, config, store)
+        access.start()
+        stack.push_async_callback(access.stop)
+        model = await asyncio.to_thread(OnnxModel.load, _manifest_path(config))
         rest_socket = stack.enter_context(_bind_rest(config))
-        token = config.token.get_secret_value() if config.token else None
         metrics = Metrics()
-        publisher = Publisher(config.publish_bind, token=token)
+        publisher = Publisher(
+            config.publish_bind,
+            guard=access.guard("follower", exposed="publish_bind" in config.exposed),
+        )
         stack.callback(publisher.close)
         engine = stack.enter_context(
             LocalEngine(
@@ -112,7 +122,11 @@ async def running_server(
                 choose_method=functools.partial(_choose_method, config.default_method),
             ),
         )
-        receiver = ingest.start(registry, config.wire_bind, token)
+        receiver = ingest.start(
+            registry,
+            config.wire_bind,
+            access.guard("device", exposed="wire_bind" in config.exposed),
+        )
         stack.push_async_callback(ingest.stop)
         app = create_app(
             AppDeps(
@@ -121,6 +135,7 @@ async def running_server(
                 registry=registry,
                 events=events,
                 metrics=metrics,
+                tokens=access.tokens,
                 readiness=lambda: [
                     Check(
                         name="model", ok=True, detail=f"{model.manifest.name} on {model.provider}"
@@ -131,20 +146,44 @@ async def running_server(
             )
         )
         server = _RestServer(
-            uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=5)
+            uvicorn.Config(
+                app,
+                log_config=None,
+                lifespan="off",
+                timeout_graceful_shutdown=5,
+                ssl_certfile=tls.certificate if tls else None,
+                ssl_keyfile=tls.key if tls else None,
+                http=LimitedProtocol,
+            )
         )
         serving = asyncio.create_task(server.serve(sockets=[rest_socket]), name="rest")
         stack.push_async_callback(_stop_rest, server, serving, events)
         host, port = rest_socket.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         yield RunningServer(
-            rest_url=f"http://{shown}:{port}",
+            rest_url=f"{'https' if tls else 'http'}://{shown}:{port}",
             wire_endpoint=receiver.endpoint,
             publish_endpoint=publisher.endpoint,
             uvicorn_server=server,
             ingest=ingest,
+            publisher=publisher,
             store=store,
         )
+
+
+def _access(config: ServerConfig, store: Store) -> Access:
+    """Who is let in (blocks)."""
+    exposed = "rest_host" in config.exposed
+    bootstrap = config.token.get_secret_value() if config.token else None
+    tokens = TokenBook(bootstrap=bootstrap, exposed=exposed)
+    access = Access(store, server_keys(config.data_dir), tokens)
+    if exposed:
+        refuse_unguarded_rest(tokens, config.rest_host)
+        if config.tls_certificate is None:
+            log.warning(
+                "REST is not encrypted, tokens can be read on the way; see --tls-certificate"
+            )
+    return access
 
 
 class _RestServer(uvicorn.Server):

@@ -138,8 +138,8 @@ class SessionRegistry:
     ) -> Session:
         """The device's session that is not closed, or a new one with what is asked for.
 
-        Notes that the device was seen. While the device's session is being closed this waits, and
-        opens a new one then.
+        Notes that the device was seen, once it has its session: who is refused leaves no trace.
+        While the device's session is being closed this waits, and opens a new one then.
 
         Raises:
             ConfigError: There is no such method, or it cannot run live.
@@ -147,17 +147,17 @@ class SessionRegistry:
             NotFoundError: There is no such procedure.
         """
         check_device_id(device_id)
-        await asyncio.to_thread(self._store.touch_device, device_id, self._now(), client)
         while True:
             session = await asyncio.to_thread(self._store.current_session, device_id)
             if session is None:
                 try:
-                    return await self._open(
+                    session = await self._open(
                         device_id, kind, task, procedure, method, replay, time_scale
                     )
                 except StateError:
                     continue  # another caller was first: theirs is the device's session
             if (run := self._closing.get(session.id)) is None:
+                await asyncio.to_thread(self._store.touch_device, device_id, self._now(), client)
                 return session
             await asyncio.shield(run)
 

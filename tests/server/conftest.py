@@ -31,6 +31,7 @@ from keystep_capture.samples import find_sample
 from keystep_capture.sender import Callbacks, Sender, Source
 from keystep_server.app import AppDeps, Check, ProcedureStep, ProcedureSummary, create_app
 from keystep_server.config import ServerConfig
+from keystep_server.credentials import TokenBook
 from keystep_server.events import EventLog
 from keystep_server.metrics import Metrics
 from keystep_server.serving import RunningServer, running_server
@@ -87,6 +88,11 @@ class Rig:
     def __post_init__(self) -> None:
         seconds = itertools.count()
         self.metrics = Metrics()
+        secret = self.config.token
+        self.tokens = TokenBook(
+            bootstrap=secret.get_secret_value() if secret else None,
+            exposed="rest_host" in self.config.exposed,
+        )
         self.events = EventLog(self.store, capacity=50)
         hooks = SessionHooks(
             on_close=self._on_close,
@@ -116,6 +122,7 @@ class Rig:
                 registry=self.registry,
                 events=self.events,
                 metrics=self.metrics,
+                tokens=self.tokens,
                 readiness=lambda: [Check(name="models", ok=self.ready, detail="2 of 2")],
                 procedures=lambda: [TOY_BIKE],
                 keepalive_s=keepalive_s,
@@ -176,14 +183,19 @@ class Live:
                 device=device,
                 client="test 1",
                 streams=streams,
-                **{k: v for k, v in options.items() if k not in ("callbacks", "instance")},
+                **{k: v for k, v in options.items() if k not in ("callbacks", "instance", "key")},
             ),
             server=self.server.wire_endpoint,
             instance=options.get("instance", secrets.token_hex(8)),
             callbacks=options.get("callbacks", Callbacks()),
+            key=options.get("key"),
         )
         self.senders.append((sender, asyncio.create_task(sender.run())))
         return sender
+
+    def running(self, sender: Sender) -> asyncio.Task[None]:
+        """The task of a source."""
+        return next(task for other, task in self.senders if other is sender)
 
     async def join(self, device: str, *streams: str, **options: Any) -> Sender:
         """Start a source and wait until it is welcome."""

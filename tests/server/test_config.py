@@ -59,7 +59,7 @@ def test_broken_or_missing_files_are_configuration_errors(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "exposed",
+    "setting",
     [
         {"rest_host": "0.0.0.0"},
         {"rest_host": "::"},
@@ -70,17 +70,19 @@ def test_broken_or_missing_files_are_configuration_errors(tmp_path: Path) -> Non
         {"publish_bind": "tcp://192.168.0.2:8042"},
     ],
 )
-def test_off_loopback_needs_a_long_token(exposed: dict[str, str]) -> None:
-    with pytest.raises(ConfigError, match=f"{next(iter(exposed))} .* at least 32 .* got 0; set"):
-        load_config(flags=exposed)
-    with pytest.raises(ConfigError, match="got 31"):
-        load_config(flags={**exposed, "token": LONG[1:]})
-    assert load_config(flags={**exposed, "token": LONG}).token is not None
+def test_what_other_machines_can_reach_is_named(setting: dict[str, str]) -> None:
+    assert load_config(flags=setting).exposed == set(setting)
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.8.8", "::1"])
-def test_loopback_needs_no_token(host: str) -> None:
-    assert load_config(flags={"rest_host": host}).token is None
+def test_loopback_is_not_exposed(host: str) -> None:
+    assert not load_config(flags={"rest_host": host}).exposed
+
+
+def test_a_token_of_the_settings_must_be_long() -> None:
+    with pytest.raises(ConfigError, match=r"token: .* at least 32 characters, got 31"):
+        load_config(flags={"token": LONG[1:]})
+    assert load_config(flags={"token": LONG}).token is not None
 
 
 @pytest.mark.parametrize(
@@ -95,6 +97,8 @@ def test_loopback_needs_no_token(host: str) -> None:
         {"default_method": "storm"},
         {"default_method": ""},
         {"token": ""},
+        {"memory_limit_mb": 100},
+        {"memory_limit_mb": -1},
     ],
 )
 def test_values_out_of_range_are_configuration_errors(flags: dict[str, object]) -> None:

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ import pytest
 from keystep_capture.samples import find_sample, load_detection_rows, load_truth
 from keystep_capture.sender import Sender, Source
 from keystep_server.config import ServerConfig
+from keystep_server.credentials import add_key, server_keys
 from keystep_server.serving import RunningServer, running_server
+from keystep_server.storage import Store
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "follow_session.py"
 SAMPLE = find_sample("industreal-03")
@@ -170,3 +173,28 @@ async def test_it_follows_one_session_only_where_one_is_named(server: RunningSer
             await sender.finish(close=True)
         await follower.read_until("is closed")
     assert {line.split()[0] for line in follower.lines} == {wanted}
+
+
+async def test_it_follows_with_a_key_where_one_is_asked_for(tmp_path: Path) -> None:
+    config = ServerConfig(
+        data_dir=tmp_path,
+        rest_port=0,
+        wire_bind="tcp://127.0.0.1:*",
+        publish_bind="tcp://127.0.0.1:*",
+    )
+    store = Store.open(config.resolved_database_url)
+    add_key(
+        store,
+        name="andon",
+        role="follower",
+        server_public=server_keys(tmp_path).public,
+        server=None,
+        path=tmp_path / "andon.key",
+        now=datetime.now(UTC),
+    )
+    store.close()
+    async with (
+        running_server(config) as server,
+        following(server, "--key", str(tmp_path / "andon.key")) as follower,
+    ):
+        await is_heard(server, follower, "hl2")

@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
 from keystep_server.config import ServerConfig
+from keystep_server.credentials import TokenBook
 from keystep_server.events import EventLog
 from keystep_server.metrics import Metrics
 from keystep_server.schemas import ProblemOut
@@ -50,6 +51,7 @@ class AppDeps:
 
     Attributes:
         readiness: What the server needs beside the database, each with whether it is there.
+        tokens: Who may use REST.
         procedures: The procedures that sessions can be guided through.
         keepalive_s: Longest silence of an event stream before a comment is sent.
     """
@@ -59,6 +61,7 @@ class AppDeps:
     registry: SessionRegistry
     events: EventLog
     metrics: Metrics
+    tokens: TokenBook
     readiness: Callable[[], Sequence[Check]]
     procedures: Callable[[], Sequence[ProcedureSummary]]
     keepalive_s: float = 15.0

@@ -1,12 +1,15 @@
 """What the server remembers: devices, sessions, step events and key steps."""
 
+from keystep_server.storage.credentials import CredentialStore
 from keystep_server.storage.records import (
+    AccessKey,
     Branch,
     Device,
     EventRetraction,
     KeyStep,
     KeyStepSource,
     KeyStepStatus,
+    RestToken,
     Session,
     SessionKind,
     SessionState,
@@ -19,12 +22,15 @@ from keystep_server.storage.records import (
 from keystep_server.storage.store import Store
 
 __all__ = [
+    "AccessKey",
     "Branch",
+    "CredentialStore",
     "Device",
     "EventRetraction",
     "KeyStep",
     "KeyStepSource",
     "KeyStepStatus",
+    "RestToken",
     "Session",
     "SessionKind",
     "SessionState",

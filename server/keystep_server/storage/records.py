@@ -16,6 +16,7 @@ from typing import Any
 from uuid import UUID, uuid5
 
 from keystep_capture.errors import DataError
+from keystep_capture.key_files import Role
 
 INT64_MAX = 2**63 - 1
 _STEP_EVENT_NAMESPACE = UUID("6f0c6b0e-5d1c-5b0a-9a53-2a6a54a3b0de")
@@ -80,6 +81,28 @@ class Device:
     first_seen_at: datetime
     last_seen_at: datetime
     client: str | None  # name and version of the program that speaks for it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccessKey:
+    """The public key that a device or follower is let in with, z85."""
+
+    name: str
+    role: Role
+    public_key: str
+    created_at: datetime
+    revoked_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestToken:
+    """A REST token as it is stored: by its SHA-256, hexadecimal."""
+
+    name: str
+    sha256: str
+    read_only: bool
+    created_at: datetime
+    revoked_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

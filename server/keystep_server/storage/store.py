@@ -25,6 +25,7 @@ from keystep_server.storage.convert import (
     to_step_event_row,
     to_stored_event,
 )
+from keystep_server.storage.credentials import CredentialStore
 from keystep_server.storage.engine import WRITES, open_engine, strict_json
 from keystep_server.storage.records import (
     Device,
@@ -46,6 +47,7 @@ class Store:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._writer = engine.execution_options(**{WRITES: True})
+        self.credentials = CredentialStore(self._engine, self._writer)
 
     @classmethod
     def open(cls, url: str) -> Self:

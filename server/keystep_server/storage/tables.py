@@ -67,6 +67,32 @@ class DeviceRow(Base):
     client: Mapped[str | None] = mapped_column(String(200))
 
 
+class AccessKeyRow(Base):
+    """The public key of a device (id of a `DeviceRow`, once it was seen) or follower."""
+
+    __tablename__ = "access_keys"
+    __table_args__ = (UniqueConstraint("public_key"),)
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    role: Mapped[str] = mapped_column(String(16))
+    public_key: Mapped[str] = mapped_column(String(40))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class RestTokenRow(Base):
+    """A REST token: its hash only."""
+
+    __tablename__ = "rest_tokens"
+    __table_args__ = (UniqueConstraint("sha256"),)
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    sha256: Mapped[str] = mapped_column(String(64))
+    read_only: Mapped[bool]
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    revoked_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
 class SessionRow(Base):
     """A session; a device has at most one that is not closed."""
 
