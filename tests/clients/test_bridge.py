@@ -376,7 +376,7 @@ async def test_stopping_does_not_wait_for_a_server_that_never_answered() -> None
     ("wrong", "said"),
     [
         ({"server": "127.0.0.1:8041"}, "expected e.g. tcp://127.0.0.1:8041"),
-        ({"server": "tcp://10.1.2.3:8041"}, "give its token"),
+        ({"server": "tcp://10.1.2.3:8041"}, "key file"),
         ({"device": "two words"}, "letters, digits"),
         ({"width": 641}, "no video format 641x360@30; it offers 424x240@15"),
     ],

@@ -20,6 +20,7 @@ import structlog
 from keystep_capture import wire
 from keystep_capture.clock import Clock
 from keystep_capture.errors import ConfigError, DeviceError, StateError, VideoError
+from keystep_capture.key_files import DeviceKey
 from keystep_capture.sender import Callbacks, Sender, Source
 from keystep_hololens.camera_switch import CameraSwitch
 from keystep_hololens.clock_watch import ClockWatch
@@ -56,7 +57,7 @@ class BridgeConfig:
         device: The headset's id.
         kind, task, procedure, method: Of a new session.
         session: To continue a certain session.
-        token: The server's shared secret; needed off loopback.
+        key: What the device's key file holds; needed off loopback.
         streams: Which of the headset's streams to carry; see
             `device_streams.DEVICE_STREAMS`.
         video_codec: What the headset encodes video with.
@@ -68,7 +69,7 @@ class BridgeConfig:
         close_at_end: Have the session closed when the bridge ends.
 
     Raises:
-        ConfigError: The target is malformed or lacks its token, there is no such PV format or
+        ConfigError: The target is malformed or lacks its key, there is no such PV format or
             stream, or streams exclude each other.
     """
 
@@ -81,7 +82,7 @@ class BridgeConfig:
     procedure: str | None = None
     method: str | None = None
     session: str | None = None
-    token: str | None = None
+    key: DeviceKey | None = None
     streams: tuple[str, ...] = DEFAULT_STREAMS
     video_codec: VideoCodec = "h264"
     width: int = 640
@@ -92,7 +93,7 @@ class BridgeConfig:
     close_at_end: bool = False
 
     def __post_init__(self) -> None:
-        check_target(server=self.server, device=self.device, token=self.token)
+        check_target(server=self.server, device=self.device, key=self.key)
         check_streams(self.streams)
         asked = (self.width, self.height, self.fps)
         if asked not in PV_FORMATS:
@@ -143,7 +144,7 @@ class Bridge:
             ),
             server=config.server,
             instance=_new_instance(),
-            token=config.token,
+            key=config.key,
             callbacks=Callbacks(on_guidance=self._take_guidance, on_session=_say_session),
             clock=clock,
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -39,10 +40,12 @@ class Codec(StrEnum):
 def bridge(
     device: Annotated[str, typer.Option(help="Address of the headset that runs hl2ss.")],
     server: Annotated[
-        str, typer.Option(help="The server's wire endpoint.")
-    ] = "tcp://127.0.0.1:8041",
+        str | None,
+        typer.Option(help="The server's wire endpoint; the key's, or tcp://127.0.0.1:8041."),
+    ] = None,
     device_id: Annotated[
-        str | None, typer.Option(help="Id of the headset; by default made from its address.")
+        str | None,
+        typer.Option(help="Id of the headset; the key's, or made from its address."),
     ] = None,
     base_port: Annotated[
         int, typer.Option(min=1, max=65514, help="Port of the headset's first service.")
@@ -59,9 +62,9 @@ def bridge(
         ),
     ] = None,
     session: Annotated[str | None, typer.Option(help="Session to continue.")] = None,
-    token: Annotated[
-        str | None,
-        typer.Option(envvar="KEYSTEP_TOKEN", help="The server's token; needed off loopback."),
+    key: Annotated[
+        Path | None,
+        typer.Option(help="Key file from `keystep device add`; needed off loopback."),
     ] = None,
     streams: Annotated[
         str, typer.Option(help=f"What to carry, by commas, of: {', '.join(DEVICE_STREAMS)}.")
@@ -84,22 +87,24 @@ def bridge(
 ) -> None:
     """Carry a HoloLens 2's streams (hl2ss) to a server and its guidance back, until Ctrl-C."""
     from keystep_hololens.bridge import BridgeConfig
+    from keystep_hololens.target import load_key
 
     set_up_logs("info")
     width, height, fps = _parse_size(size)
     if exit_when_silent is not None and not exit_when_silent > 0:
         raise ConfigError(f"--exit-when-silent is {exit_when_silent}, expected seconds above 0")
+    device_key, endpoint, named = load_key(key, server=server, device=device_id)
     config = BridgeConfig(
         host=device,
         base_port=base_port,
-        server=server,
-        device=device_id or _device_id(device),
+        server=endpoint,
+        device=named or _device_id(device),
         kind=kind.value,
         task=task,
         procedure=procedure,
         method=method,
         session=session,
-        token=token,
+        key=device_key,
         streams=tuple(name.strip() for name in streams.split(",") if name.strip()),
         video_codec=video_codec.value,
         width=width,

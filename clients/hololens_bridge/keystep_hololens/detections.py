@@ -13,6 +13,7 @@ from importlib.metadata import version
 import numpy as np
 
 from keystep_capture.errors import ConfigError, DeviceError
+from keystep_capture.key_files import DeviceKey
 from keystep_capture.samples import DetectionRow, Sample, load_detection_rows, load_truth
 from keystep_capture.sender import Sender, Source
 from keystep_hololens.hl2ss import conventions
@@ -33,7 +34,7 @@ async def publish_detections(
     server: str,
     device: str,
     method: str | None = None,
-    token: str | None = None,
+    key: DeviceKey | None = None,
 ) -> None:
     """Send a sample's detections, empty frames included, as the headset's playback goes on.
 
@@ -61,7 +62,7 @@ async def publish_detections(
         ),
         server=server,
         instance=secrets.token_hex(8),
-        token=token,
+        key=key,
     )
     link = asyncio.create_task(sender.run(), name="detections")
     sending = asyncio.create_task(_send(frames, sample, headset, sender))

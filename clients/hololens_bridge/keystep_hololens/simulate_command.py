@@ -18,7 +18,10 @@ from keystep_capture.logs import set_up_logs
 from keystep_capture.samples import SAMPLES, Sample, find_sample
 from keystep_hololens.hl2ss.protocol import DEFAULT_BASE_PORT
 
+DEFAULT_DEVICE = "hololens2-127-0-0-1"
+
 if TYPE_CHECKING:
+    from keystep_capture.key_files import DeviceKey
     from keystep_hololens.simulator import SimulatedHeadset
 
 
@@ -52,16 +55,17 @@ def simulate(
         str | None, typer.Option(help="Server to publish the sample's detections to.")
     ] = None,
     device_id: Annotated[
-        str, typer.Option(help="Id of the headset, for the detections' session.")
-    ] = "hololens2-127-0-0-1",
+        str | None,
+        typer.Option(help=f"Id of the headset, for the detections' session; {DEFAULT_DEVICE}."),
+    ] = None,
     method: Annotated[
         str | None,
         typer.Option(
             help="Step recognition of a new session: b1, b2, b3, tracker; else the server's choice."
         ),
     ] = None,
-    token: Annotated[
-        str | None, typer.Option(envvar="KEYSTEP_TOKEN", help="The server's token.")
+    key: Annotated[
+        Path | None, typer.Option(help="Key file of the headset, for --server off loopback.")
     ] = None,
 ) -> None:
     """Run a simulated HoloLens 2 (hl2ss) until its sample has played, or until Ctrl-C.
@@ -70,7 +74,7 @@ def simulate(
     intrinsics and camera settings. It encodes H.264 or HEVC, as the bridge asks. With --whole,
     depth, grey pictures, inertial samples and eyes are of an invented room.
     """
-    from keystep_hololens.target import check_target
+    from keystep_hololens.target import check_target, load_key
 
     set_up_logs("info")
     chosen = choose_sample(sample, video)
@@ -90,8 +94,10 @@ def simulate(
     if method is not None and server is None:
         raise ConfigError("--method is for the session that --server's detections go to")
     if server is not None:
-        check_target(server=server, device=device_id, token=token)
-        target = Target(server=server, device=device_id, method=method, token=token)
+        device_key, server, named = load_key(key, server=server, device=device_id)
+        device = named or DEFAULT_DEVICE
+        check_target(server=server, device=device, key=device_key)
+        target = Target(server=server, device=device, method=method, key=device_key)
     asyncio.run(_run(headset, chosen, target))
 
 
@@ -102,7 +108,7 @@ class Target:
     server: str
     device: str
     method: str | None
-    token: str | None
+    key: DeviceKey | None
 
 
 async def _run(headset: SimulatedHeadset, sample: Sample | None, target: Target | None) -> None:
@@ -153,7 +159,7 @@ async def _publish(headset: SimulatedHeadset, sample: Sample | None, target: Tar
             server=target.server,
             device=target.device,
             method=target.method,
-            token=target.token,
+            key=target.key,
         )
 
 
