@@ -91,22 +91,27 @@ class Peer:
     finished: bool = False
     active: bool = False
     large_payloads: bool = False
+    picture_under_way: bool = False
     refused_ns: dict[tuple[bytes, str], int] = field(default_factory=dict)
     dropped: Counter[str] = field(default_factory=Counter)
 
     def device_reading(self, now_ns: int) -> ClockReading | None:
         """The device's clock read on ours, over both hops; None until both were measured."""
-        bridge = self.clock.reading(now_ns)
-        if bridge is None or self.device_clock is None:
+        bridge, device = self.clock.reading(now_ns), self.bridge_reading()
+        if bridge is None or device is None:
             return None
-        return chain(
-            bridge,
-            ClockReading(
-                remote_ns=self.device_clock.device_time_ns,
-                local_ns=self.device_clock.bridge_time_ns,
-                uncertainty_ns=self.device_clock.uncertainty_ns,
-                rate=self.device_clock.rate,
-            ),
+        return chain(bridge, device)
+
+    def bridge_reading(self) -> ClockReading | None:
+        """The device's clock read on the bridge's; None until the bridge has told."""
+        told = self.device_clock
+        if told is None:
+            return None
+        return ClockReading(
+            remote_ns=told.device_time_ns,
+            local_ns=told.bridge_time_ns,
+            uncertainty_ns=told.uncertainty_ns,
+            rate=told.rate,
         )
 
 
@@ -124,6 +129,12 @@ class Handler(Protocol):
 
     def on_guidance_ack(self, peer: Peer, ack: wire.GuidanceAck) -> None:
         """A peer took a revision of the guidance."""
+
+    def on_command(self, peer: Peer, command: wire.Command) -> None:
+        """The wearer asks for something; a `command_result` follows."""
+
+    def picture(self, peer: Peer, picture: str) -> tuple[wire.PictureEncoding, bytes] | None:
+        """A picture that a peer asks for: its encoding and bytes; None: it cannot have it."""
 
     def on_finished(self, peer: Peer, finished: wire.Finished) -> None:
         """A peer has sent all it has."""

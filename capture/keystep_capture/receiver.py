@@ -275,6 +275,7 @@ class Receiver:
                 receive_ns=now_ns,
             )
             peer.sender_dropped = message.dropped
+            peer.picture_under_way = False  # what was sent before the request was read
         elif isinstance(message, wire.DeviceClock):
             if message.epoch != peer.epoch or not 1e-3 <= message.rate <= 1e3:
                 raise WireError(
@@ -285,9 +286,30 @@ class Receiver:
             peer.device_clock = message
         elif isinstance(message, wire.GuidanceAck):
             self._handler.on_guidance_ack(peer, message)
+        elif isinstance(message, wire.Command):
+            self._handler.on_command(peer, message)
+        elif isinstance(message, wire.PictureRequest):
+            self._send_picture(peer, message.picture)
         elif isinstance(message, wire.Finished):
             peer.finished = True
             self._handler.on_finished(peer, message)
+
+    def _send_picture(self, peer: Peer, picture: str) -> None:
+        """Answer a request; one at a time, since a peer that does not read would fill our memory.
+
+        Raises:
+            WireError: There is no such picture, or the last one is still under way.
+        """
+        if peer.picture_under_way:
+            raise WireError("the last picture is still under way: ask again", "picture_pace")
+        found = self._handler.picture(peer, picture)
+        if found is None:
+            raise WireError(f"this session has no picture {picture!r}", "unknown_picture")
+        encoding, image = found
+        wire.check_picture(len(image))
+        peer.picture_under_way = True
+        message = wire.Picture(protocol=wire.PROTOCOL, picture=picture, encoding=encoding)
+        self.send(peer, message, image)
 
     # -- hellos ----------------------------------------------------------------------------------
 
@@ -434,16 +456,21 @@ class Receiver:
 
     # -- sending ---------------------------------------------------------------------------------
 
-    def send(self, peer: Peer, message: wire.ServerMessage) -> bool:
+    def send(self, peer: Peer, message: wire.ServerMessage, payload: bytes | None = None) -> bool:
         """Send a message to a peer; False if it is gone or does not read."""
-        if self._answer(peer.routing_id, message):
+        if self._answer(peer.routing_id, message, payload):
             return True
         self._leave(peer)
         return False
 
-    def _answer(self, routing_id: bytes, message: wire.ServerMessage) -> bool:
+    def _answer(
+        self, routing_id: bytes, message: wire.ServerMessage, payload: bytes | None = None
+    ) -> bool:
+        frames = (routing_id, wire.encode(message))
         try:
-            self._socket.send_multipart((routing_id, wire.encode(message)), zmq.NOBLOCK)
+            self._socket.send_multipart(
+                frames if payload is None else (*frames, payload), zmq.NOBLOCK
+            )
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN, zmq.ENOTSOCK):
                 raise  # those mean: gone, does not read, this receiver is closed

@@ -65,7 +65,7 @@ class Source:
     time_scale: float = 1.0
 
 
-def _ignore(_: object) -> None:
+def _ignore(*_: object) -> None:
     """Take no notice."""
 
 
@@ -77,6 +77,8 @@ class Callbacks:
     on_finish: Callable[[wire.Finish], None] = _ignore
     on_session: Callable[[wire.Welcome], None] = _ignore
     on_refused: Callable[[wire.Refused], None] = field(default=_ignore)
+    on_picture: Callable[[wire.Picture, bytes], None] = _ignore
+    on_command_result: Callable[[wire.CommandResult], None] = _ignore
 
 
 class Sender:
@@ -224,17 +226,43 @@ class Sender:
                 )
             )
 
-    def acknowledge_guidance(self, revision: int, *, displayed: bool) -> None:
-        """Say that a revision was taken and whether a headset showed it."""
+    def acknowledge_guidance(
+        self,
+        revision: int,
+        *,
+        displayed: bool,
+        displayed_time_ns: int | None = None,
+        reason: str = "",
+    ) -> None:
+        """Say that a revision was taken and whether a headset showed it.
+
+        Args:
+            revision: The guidance's.
+            displayed: Whether it is on show.
+            displayed_time_ns: Since when, on this source's clock; by default now.
+            reason: A word for why it is not on show.
+        """
         if self._welcomed:
+            now_ns = self._clock()
             self._send(
                 wire.GuidanceAck(
                     protocol=wire.PROTOCOL,
                     revision=revision,
-                    displayed_time_ns=self._clock(),
+                    displayed_time_ns=now_ns if displayed_time_ns is None else displayed_time_ns,
                     displayed=displayed,
+                    reason=reason,
                 )
             )
+
+    def request_picture(self, picture: str) -> None:
+        """Ask for a picture that guidance named; it may not come, so ask again."""
+        if self._welcomed:
+            self._send(wire.PictureRequest(protocol=wire.PROTOCOL, picture=picture))
+
+    def command(self, command: str, command_id: str) -> None:
+        """Pass on what the wearer asks for; send it with the same id until it is answered."""
+        if self._welcomed:
+            self._send(wire.Command(protocol=wire.PROTOCOL, command=command, command_id=command_id))
 
     def restart(self, instance: str) -> None:
         """Begin a new epoch: the headset was restarted, its clock and numbers began anew."""
@@ -311,7 +339,7 @@ class Sender:
         # libzmq hands room back in halves of its mark, so twice the credit never meets it
         windows = sum(box.spec.window_packets for box in self._outboxes.values())
         socket.setsockopt(zmq.SNDHWM, 16 + 2 * windows)
-        socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_HEADER_BYTES)
+        socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_PICTURE_BYTES)
         socket.setsockopt(zmq.RECONNECT_IVL, 100)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
         if self._key is not None:
@@ -430,11 +458,14 @@ class Sender:
     def _take_one(self) -> None:
         assert self._socket is not None
         header: bytes = self._socket.recv(zmq.NOBLOCK)
+        payload: bytes = self._socket.recv(zmq.NOBLOCK) if self._socket.get(zmq.RCVMORE) else b""
         while self._socket.get(zmq.RCVMORE):
             self._socket.recv(zmq.NOBLOCK)
         self._heard_ns = self._clock()
         try:
             message = wire.decode_server_message(header)
+            if isinstance(message, wire.Picture):
+                wire.check_picture(len(payload))
         except WireError as error:
             self._failure = error if error.reason == "protocol_version" else self._failure
             log.warning("message from the server dropped", reason=error.reason, error=str(error))
@@ -448,6 +479,10 @@ class Sender:
             self._take_welcome(message)
         elif isinstance(message, wire.Guidance):
             self._callbacks.on_guidance(message)
+        elif isinstance(message, wire.Picture):
+            self._callbacks.on_picture(message, payload)
+        elif isinstance(message, wire.CommandResult):
+            self._callbacks.on_command_result(message)
         elif isinstance(message, wire.Finish):
             self._callbacks.on_finish(message)
             self._finish_wanted = True

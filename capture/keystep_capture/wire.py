@@ -18,6 +18,7 @@ PROTOCOL_MAJOR = 1
 PROTOCOL_MINOR = 1
 PROTOCOL = f"{PROTOCOL_MAJOR}.{PROTOCOL_MINOR}"
 MAX_HEADER_BYTES = 4096
+MAX_PICTURE_BYTES = 256 * 1024
 
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 TimeNs: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**62), le=2**62)]
@@ -28,6 +29,7 @@ Intrinsics: TypeAlias = tuple[float, float, float, float]
 Pose: TypeAlias = Annotated[list[float], msgspec.Meta(min_length=16, max_length=16)]
 SessionKind: TypeAlias = Literal["expert", "guided"]
 Severity: TypeAlias = Literal["info", "caution", "cannot_see"]
+PictureEncoding: TypeAlias = Literal["jpeg", "png"]
 StreamCounts: TypeAlias = Annotated[dict[Name, int], msgspec.Meta(max_length=32)]
 
 
@@ -143,7 +145,10 @@ class StepName(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Guidance(Message, tag="guidance", frozen=True):
-    """What the wearer is told now."""
+    """What the wearer is told now.
+
+    `spoken` is to be spoken aloud once for each `spoken_revision`; `picture` is to be asked for.
+    """
 
     revision: int
     severity: Severity
@@ -152,14 +157,46 @@ class Guidance(Message, tag="guidance", frozen=True):
     text: str
     progress: tuple[int, int]
     device_time_ns: int
+    spoken: str = ""
+    spoken_revision: int = 0
+    picture: Identifier | None = None
 
 
 class GuidanceAck(Message, tag="guidance_ack", frozen=True):
-    """A revision arrived; `displayed` says whether a headset showed it."""
+    """A revision arrived; `displayed` says whether a headset showed it, `reason` why it did not."""
 
     revision: Count
     displayed_time_ns: TimeNs
     displayed: bool
+    reason: Name = ""
+
+
+class PictureRequest(Message, tag="picture_request", frozen=True):
+    """The client asks for a picture that guidance named."""
+
+    picture: Identifier
+
+
+class Picture(Message, tag="picture", frozen=True):
+    """A picture that was asked for; the image is the next frame."""
+
+    picture: Identifier
+    encoding: PictureEncoding
+
+
+class Command(Message, tag="command", frozen=True):
+    """The wearer asks for something; the same `command_id` again asks for nothing more."""
+
+    command: Name
+    command_id: Identifier
+
+
+class CommandResult(Message, tag="command_result", frozen=True):
+    """What became of a command; `text` is for the wearer, empty where guidance says it."""
+
+    command_id: Identifier
+    accepted: bool
+    text: str
 
 
 class Finish(Message, tag="finish", frozen=True):
@@ -181,14 +218,44 @@ class Closed(Message, tag="closed", frozen=True):
     session: Name
 
 
-ClientMessage: TypeAlias = PacketHeader | Hello | ClockReply | DeviceClock | GuidanceAck | Finished
-ServerMessage: TypeAlias = Welcome | Refused | Credit | ClockRequest | Guidance | Finish | Closed
+ClientMessage: TypeAlias = (
+    PacketHeader
+    | Hello
+    | ClockReply
+    | DeviceClock
+    | GuidanceAck
+    | PictureRequest
+    | Command
+    | Finished
+)
+ServerMessage: TypeAlias = (
+    Welcome | Refused | Credit | ClockRequest | Guidance | Picture | CommandResult | Finish | Closed
+)
 
 _CLIENT_TYPES = frozenset(
-    {"packet", "hello", "clock_reply", "device_clock", "guidance_ack", "finished"}
+    {
+        "packet",
+        "hello",
+        "clock_reply",
+        "device_clock",
+        "guidance_ack",
+        "picture_request",
+        "command",
+        "finished",
+    }
 )
 _SERVER_TYPES = frozenset(
-    {"welcome", "refused", "credit", "clock_request", "guidance", "finish", "closed"}
+    {
+        "welcome",
+        "refused",
+        "credit",
+        "clock_request",
+        "guidance",
+        "picture",
+        "command_result",
+        "finish",
+        "closed",
+    }
 )
 
 
@@ -329,3 +396,15 @@ def check_payload(header: PacketHeader, payload_bytes: int) -> StreamSpec:
     if unit_m is not None and not (math.isfinite(unit_m) and unit_m > 0):
         raise WireError(f"{spec.name} depth_unit_m is {unit_m}, expected above 0", "not_finite")
     return spec
+
+
+def check_picture(payload_bytes: int) -> None:
+    """Check the size of a `picture` message's payload frame.
+
+    Raises:
+        WireError: It is missing or too large.
+    """
+    if not 0 < payload_bytes <= MAX_PICTURE_BYTES:
+        raise WireError(
+            f"a picture has 1 to {MAX_PICTURE_BYTES} bytes, got {payload_bytes}", "payload_size"
+        )

@@ -84,6 +84,8 @@ class Recorder:
         self.here: set[Peer] = set()
         self.acks: list[wire.GuidanceAck] = []
         self.finished: list[wire.Finished] = []
+        self.commands: list[wire.Command] = []
+        self.pictures: dict[str, tuple[wire.PictureEncoding, bytes]] = {}
 
     async def admit(self, hello: wire.Hello) -> Admission:
         self.hellos.append(hello)
@@ -123,6 +125,12 @@ class Recorder:
 
     def on_guidance_ack(self, peer: Peer, ack: wire.GuidanceAck) -> None:
         self.acks.append(ack)
+
+    def on_command(self, peer: Peer, command: wire.Command) -> None:
+        self.commands.append(command)
+
+    def picture(self, peer: Peer, picture: str) -> tuple[wire.PictureEncoding, bytes] | None:
+        return self.pictures.get(picture)
 
     def on_finished(self, peer: Peer, finished: wire.Finished) -> None:
         self.finished.append(finished)

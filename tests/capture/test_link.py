@@ -408,6 +408,68 @@ async def test_guidance_arrives_and_is_acknowledged(rig: Any, clock: Any) -> Non
     assert (ack.revision, ack.displayed, ack.displayed_time_ns) == (4, True, clock())
 
 
+async def test_a_source_acknowledges_with_the_time_of_its_display_or_the_reason(rig: Any) -> None:
+    rig.receive()
+    sender = await rig.open("gaze")
+    sender.acknowledge_guidance(4, displayed=True, displayed_time_ns=17)
+    sender.acknowledge_guidance(4, displayed=False, reason="lost")
+    await rig.eventually(lambda: len(rig.recorder.acks) == 2)
+    shown, lost = rig.recorder.acks
+    assert (shown.displayed, shown.displayed_time_ns, shown.reason) == (True, 17, "")
+    assert (lost.displayed, lost.reason) == (False, "lost")
+
+
+async def test_a_picture_of_the_largest_size_comes_when_asked_for(rig: Any) -> None:
+    rig.receive()
+    image = bytes(range(256)) * 1024
+    rig.recorder.pictures["wheel"] = ("jpeg", image)
+    taken: list[tuple[wire.Picture, bytes]] = []
+    refused: list[wire.Refused] = []
+    callbacks = Callbacks(
+        on_picture=lambda message, payload: taken.append((message, payload)),
+        on_refused=refused.append,
+    )
+    sender = await rig.open("gaze", callbacks=callbacks)
+    sender.request_picture("nothing")
+    await rig.eventually(lambda: refused)
+    assert (refused[0].reason, refused[0].fatal) == ("unknown_picture", False)
+    sender.request_picture("wheel")
+    await rig.eventually(lambda: taken)
+    ((message, payload),) = taken
+    assert (message.picture, message.encoding, payload) == ("wheel", "jpeg", image)
+
+
+async def test_one_picture_is_under_way_at_a_time(rig: Any) -> None:
+    receiver = rig.receive()
+    rig.recorder.pictures["wheel"] = ("png", b"x")
+    taken: list[bytes] = []
+    callbacks = Callbacks(on_picture=lambda _, payload: taken.append(payload))
+    sender = await rig.open("gaze", callbacks=callbacks)
+    for _ in range(50):
+        sender.request_picture("wheel")
+    await rig.eventually(lambda: len(taken) + receiver.dropped["picture_pace"] == 50)
+    assert 1 <= len(taken) < 10
+    asked, before = rig.recorder.joined[0].next_request_id, len(taken)
+    await rig.eventually(lambda: rig.recorder.joined[0].next_request_id > asked + 1)
+    sender.request_picture("wheel")
+    await rig.eventually(lambda: len(taken) > before)
+
+
+async def test_a_command_and_its_result_cross_the_wire(rig: Any) -> None:
+    receiver = rig.receive()
+    results: list[wire.CommandResult] = []
+    sender = await rig.open("gaze", callbacks=Callbacks(on_command_result=results.append))
+    sender.command("done", "c1")
+    await rig.eventually(lambda: rig.recorder.commands)
+    (command,) = rig.recorder.commands
+    assert (command.command, command.command_id) == ("done", "c1")
+    result = wire.CommandResult(
+        protocol=wire.PROTOCOL, command_id="c1", accepted=True, text="Done: the wheel."
+    )
+    assert receiver.send(rig.recorder.joined[0], result)
+    await rig.eventually(lambda: results == [result])
+
+
 # -- the end -----------------------------------------------------------------------------------
 
 

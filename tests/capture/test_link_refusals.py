@@ -373,3 +373,32 @@ async def test_a_device_clock_that_cannot_be_is_refused(
     )
     assert refused["reason"] == "device_clock"
     assert rig.recorder.joined[0].device_clock is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "payload", "reason"),
+    [
+        ({"type": "command", "command": "done", "command_id": "x y"}, (), "malformed"),
+        ({"type": "command", "command": 3, "command_id": "c1"}, (), "malformed"),
+        ({"type": "command", "command": "done"}, (), "malformed"),
+        ({"type": "command", "command": "d" * 5000, "command_id": "c1"}, (), "header_size"),
+        ({"type": "command", "command": "done", "command_id": "c1"}, (b"x",), "frames"),
+        ({"type": "picture_request", "picture": "../key"}, (), "malformed"),
+        ({"type": "picture_request", "picture": "none"}, (), "unknown_picture"),
+    ],
+)
+async def test_malformed_wishes_of_the_wearer_are_refused(
+    rig: Any, client: Any, fields: dict[str, Any], payload: tuple[bytes, ...], reason: str
+) -> None:
+    refused = await client.refused({"protocol": "1.1", **fields}, *payload)
+    assert (refused["reason"], refused.get("fatal", False)) == (reason, False)
+    assert rig.recorder.commands == []
+    await assert_untouched(rig, client)
+
+
+async def test_a_command_before_any_hello_asks_for_one(rig: Any) -> None:
+    rig.receive()
+    stranger = rig.stranger()
+    command = {"type": "command", "protocol": "1.1", "command": "done", "command_id": "c1"}
+    assert (await stranger.refused(command))["reason"] == "hello_required"
+    assert rig.recorder.commands == []

@@ -8,7 +8,9 @@ import struct
 from pathlib import Path
 from typing import Any, get_args
 
+import cv2
 import msgpack
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -78,6 +80,9 @@ guidances = st.builds(
     text=names,
     progress=st.tuples(counts, counts),
     device_time_ns=counts,
+    spoken=names,
+    spoken_revision=counts,
+    picture=st.none() | identifiers,
 )
 
 
@@ -105,7 +110,15 @@ client_messages = st.one_of(
         uncertainty_ns=counts,
         rate=floats,
     ),
-    _built(wire.GuidanceAck, revision=counts, displayed_time_ns=times, displayed=st.booleans()),
+    _built(
+        wire.GuidanceAck,
+        revision=counts,
+        displayed_time_ns=times,
+        displayed=st.booleans(),
+        reason=names,
+    ),
+    _built(wire.PictureRequest, picture=identifiers),
+    _built(wire.Command, command=names, command_id=identifiers),
     _built(wire.Finished, last_sequences=stream_counts, close=st.booleans()),
 )
 grants = st.builds(wire.StreamGrant, granted=counts, received_sequence=times)
@@ -121,6 +134,8 @@ server_messages = st.one_of(
     _built(wire.Refused, reason=names, message=names, fatal=st.booleans()),
     _built(wire.Credit, stream=names, granted=counts, received_sequence=times),
     _built(wire.ClockRequest, request_id=counts, server_time_ns=times),
+    _built(wire.Picture, picture=identifiers, encoding=st.sampled_from(["jpeg", "png"])),
+    _built(wire.CommandResult, command_id=identifiers, accepted=st.booleans(), text=names),
     _built(wire.Finish, reason=names),
     _built(wire.Closed, session=names),
 )
@@ -159,10 +174,23 @@ def test_reference_bytes_are_read_and_written_alike(golden: dict[str, Any]) -> N
 @pytest.mark.parametrize("golden", GOLDEN, ids=[golden["name"] for golden in GOLDEN])
 def test_reference_packets_satisfy_the_table_of_streams(golden: dict[str, Any]) -> None:
     message = DECODERS[golden["from"]](bytes.fromhex(golden["header_hex"]))
-    assert isinstance(message, wire.PacketHeader) is (golden["payload_hex"] is not None)
+    has_payload = golden["payload_hex"] is not None
+    assert isinstance(message, wire.PacketHeader | wire.Picture) is has_payload
     if isinstance(message, wire.PacketHeader):
         payload_bytes = len(bytes.fromhex(golden["payload_hex"]))
         assert wire.check_payload(message, payload_bytes) is STREAMS[message.stream]
+
+
+def test_the_reference_picture_can_be_looked_at_and_its_size_is_bounded() -> None:
+    (golden,) = [golden for golden in GOLDEN if golden["fields"]["type"] == "picture"]
+    image = bytes.fromhex(golden["payload_hex"])
+    wire.check_picture(len(image))
+    decoded = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR)
+    assert decoded.shape == (1, 1, 3)
+    wire.check_picture(wire.MAX_PICTURE_BYTES)
+    for size in (0, wire.MAX_PICTURE_BYTES + 1):
+        with pytest.raises(WireError, match="1 to 262144 bytes"):
+            wire.check_picture(size)
 
 
 def test_every_type_of_message_has_reference_bytes() -> None:
@@ -333,7 +361,7 @@ def test_unknown_keys_of_a_newer_minor_version_are_ignored(golden: dict[str, Any
 def test_unknown_types_are_ignored_of_a_newer_minor_version_only() -> None:
     for decode in DECODERS.values():
         assert decode(packed({"type": "haptics", "protocol": "1.2", "pulse": 3})) is None
-        for protocol in ("1.0", "1.1"):
+        for protocol in ("1.0", wire.PROTOCOL):
             with pytest.raises(WireError, match="'haptics' message is malformed"):
                 decode(packed({"type": "haptics", "protocol": protocol, "pulse": 3}))
 
@@ -385,6 +413,25 @@ def test_a_device_id_that_could_be_a_path_or_a_line_is_malformed(device: str) ->
     hello = next(golden["fields"] for golden in GOLDEN if golden["fields"]["type"] == "hello")
     with pytest.raises(WireError, match="'hello' message is malformed"):
         wire.decode_client_message(packed(hello, device=device))
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value"),
+    [
+        ("command", "command", "n" * 65),
+        ("command", "command", None),
+        ("command", "command_id", "../../etc"),
+        ("command", "command_id", ""),
+        ("picture_request", "picture", "a/b"),
+        ("guidance_ack", "reason", 7),
+    ],
+)
+def test_a_message_of_the_wearers_side_out_of_range_is_malformed(
+    kind: str, field: str, value: Any
+) -> None:
+    fields = next(golden["fields"] for golden in GOLDEN if golden["fields"]["type"] == kind)
+    with pytest.raises(WireError, match=f"'{kind}' message is malformed"):
+        wire.decode_client_message(packed(fields, **{field: value}))
 
 
 # -- payloads ----------------------------------------------------------------------------------

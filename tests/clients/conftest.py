@@ -25,6 +25,8 @@ class RecordingServer:
         self.payloads: list[bytes] = []
         self.acknowledged: list[wire.GuidanceAck] = []
         self.finished: list[wire.Finished] = []
+        self.commands: list[wire.Command] = []
+        self.pictures: dict[str, tuple[wire.PictureEncoding, bytes]] = {}
         self.peers: list[Peer] = []
         self.refusal: RefusedError | None = None
         self.consumes = True
@@ -83,6 +85,12 @@ class RecordingServer:
 
     def on_guidance_ack(self, peer: Peer, ack: wire.GuidanceAck) -> None:
         self.acknowledged.append(ack)
+
+    def on_command(self, peer: Peer, command: wire.Command) -> None:
+        self.commands.append(command)
+
+    def picture(self, peer: Peer, picture: str) -> tuple[wire.PictureEncoding, bytes] | None:
+        return self.pictures.get(picture)
 
     def on_finished(self, peer: Peer, finished: wire.Finished) -> None:
         self.finished.append(finished)

@@ -10,10 +10,11 @@ from typing import Any
 
 import msgpack
 
+PROTOCOL = "1.1"
 DEVICE_TIME_NS = 8_123_456_789_012
 PACKET = {
     "type": "packet",
-    "protocol": "1.1",
+    "protocol": PROTOCOL,
     "session": "ses_01jq7v8k3n4m5p6q7r8s9t0v1w",
     "epoch": 1,
     "stream": "rgb",
@@ -24,11 +25,16 @@ PACKET = {
 }
 POSE = [1.0, 0.0, 0.0, 0.5, 0.0, 1.0, 0.0, 1.6, 0.0, 0.0, 1.0, -0.25, 0.0, 0.0, 0.0, 1.0]
 ACCESS_UNIT = bytes.fromhex("0000000167640028ac0000000168ee3cb0000000016588840021ff")
+PICTURE_ID = "5f2b7c0d9e8a41c3b6d7e8f90a1b2c3d"
+PNG = bytes.fromhex(  # one black pixel
+    "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b55"
+    "0000000a4944415478da6360000000020001e527defc0000000049454e44ae426082"
+)
 RAY = struct.pack("<6f", 0.0, 1.6, 0.0, 0.0, 0.0, -1.0)
 DETECTIONS = struct.pack("<12d", 3, 0.9, 10, 20, 30, 40, 7, 0.25, 0.5, 1.5, 2.5, 3.5)
 HELLO = {
     "type": "hello",
-    "protocol": "1.1",
+    "protocol": PROTOCOL,
     "device": "hololens-2.lab_4",
     "client": "keystep-hololens 0.1.0",
     "instance": "8f14e45f",
@@ -139,7 +145,7 @@ CLIENT: list[tuple[str, dict[str, Any], bytes | None]] = [
         "clock_reply",
         {
             "type": "clock_reply",
-            "protocol": "1.1",
+            "protocol": PROTOCOL,
             "request_id": 7,
             "server_time_ns": 1_000_000_000,
             "receive_time_ns": -5,
@@ -152,7 +158,7 @@ CLIENT: list[tuple[str, dict[str, Any], bytes | None]] = [
         "device_clock",
         {
             "type": "device_clock",
-            "protocol": "1.1",
+            "protocol": PROTOCOL,
             "epoch": 1,
             "device_time_ns": DEVICE_TIME_NS,
             "bridge_time_ns": 512_000_000,
@@ -165,7 +171,7 @@ CLIENT: list[tuple[str, dict[str, Any], bytes | None]] = [
         "guidance_ack",
         {
             "type": "guidance_ack",
-            "protocol": "1.1",
+            "protocol": PROTOCOL,
             "revision": 3,
             "displayed_time_ns": 700_000_000,
             "displayed": True,
@@ -173,10 +179,32 @@ CLIENT: list[tuple[str, dict[str, Any], bytes | None]] = [
         None,
     ),
     (
+        "guidance_ack of a headset without a scene",
+        {
+            "type": "guidance_ack",
+            "protocol": PROTOCOL,
+            "revision": 3,
+            "displayed_time_ns": 700_000_000,
+            "displayed": False,
+            "reason": "no_scene",
+        },
+        None,
+    ),
+    (
+        "picture_request",
+        {"type": "picture_request", "protocol": PROTOCOL, "picture": PICTURE_ID},
+        None,
+    ),
+    (
+        "command",
+        {"type": "command", "protocol": PROTOCOL, "command": "done", "command_id": "c0ffee01"},
+        None,
+    ),
+    (
         "finished",
         {
             "type": "finished",
-            "protocol": "1.1",
+            "protocol": PROTOCOL,
             "last_sequences": {"rgb": 899, "gaze": -1},
             "close": True,
         },
@@ -184,52 +212,56 @@ CLIENT: list[tuple[str, dict[str, Any], bytes | None]] = [
     ),
 ]
 
-SERVER: list[tuple[str, dict[str, Any]]] = [
+SERVER: list[tuple[str, dict[str, Any], bytes | None]] = [
     (
         "welcome",
         {
             "type": "welcome",
-            "protocol": "1.1",
+            "protocol": PROTOCOL,
             "session": PACKET["session"],
             "epoch": 1,
             "heartbeat_s": 1.0,
             "streams": {"rgb": {"granted": 32, "received_sequence": -1}},
         },
+        None,
     ),
     (
         "refused for good",
         {
             "type": "refused",
-            "protocol": "1.1",
+            "protocol": PROTOCOL,
             "reason": "protocol_version",
             "message": "the other side speaks protocol 2.0, this one 1.1",
             "fatal": True,
         },
+        None,
     ),
     (
         "credit",
         {
             "type": "credit",
-            "protocol": "1.1",
+            "protocol": PROTOCOL,
             "stream": "rgb",
             "granted": 48,
             "received_sequence": 15,
         },
+        None,
     ),
     (
         "clock_request",
         {
             "type": "clock_request",
-            "protocol": "1.1",
+            "protocol": PROTOCOL,
             "request_id": 7,
             "server_time_ns": 1_000_000_000,
         },
+        None,
     ),
     (
         "guidance",
         {
             "type": "guidance",
-            "protocol": "1.1",
+            "protocol": PROTOCOL,
             "revision": 3,
             "severity": "caution",
             "current_step": {"id": 4, "title": "Fit the front wheel"},
@@ -238,9 +270,44 @@ SERVER: list[tuple[str, dict[str, Any]]] = [
             "progress": [4, 11],
             "device_time_ns": DEVICE_TIME_NS,
         },
+        None,
     ),
-    ("finish", {"type": "finish", "protocol": "1.1", "reason": "closed by REST"}),
-    ("closed", {"type": "closed", "protocol": "1.1", "session": PACKET["session"]}),
+    (
+        "guidance with words to speak and a picture",
+        {
+            "type": "guidance",
+            "protocol": PROTOCOL,
+            "revision": 5,
+            "severity": "info",
+            "current_step": {"id": 4, "title": "Fit the front wheel"},
+            "next_step": {"id": 6, "title": "Fit the rear wheel"},
+            "text": "Fit the front wheel.",
+            "progress": [4, 11],
+            "device_time_ns": DEVICE_TIME_NS,
+            "spoken": "Fit the front wheel.",
+            "spoken_revision": 4,
+            "picture": PICTURE_ID,
+        },
+        None,
+    ),
+    (
+        "picture",
+        {"type": "picture", "protocol": PROTOCOL, "picture": PICTURE_ID, "encoding": "png"},
+        PNG,
+    ),
+    (
+        "command_result",
+        {
+            "type": "command_result",
+            "protocol": PROTOCOL,
+            "command_id": "c0ffee01",
+            "accepted": False,
+            "text": "All steps are done.",
+        },
+        None,
+    ),
+    ("finish", {"type": "finish", "protocol": PROTOCOL, "reason": "closed by REST"}, None),
+    ("closed", {"type": "closed", "protocol": PROTOCOL, "session": PACKET["session"]}, None),
 ]
 
 
@@ -260,7 +327,7 @@ def main() -> None:
             "header_hex": msgpack.packb(in_our_order(fields)).hex(),
             "payload_hex": None if payload is None else payload.hex(),
         }
-        for side, rows in (("client", CLIENT), ("server", [(*row, None) for row in SERVER]))
+        for side, rows in (("client", CLIENT), ("server", SERVER))
         for name, fields, payload in rows
     ]
     text = json.dumps(messages, indent=1, ensure_ascii=False)
