@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keystep_capture.errors import ConfigError, DataError, StateError
+from keystep_capture.errors import ConfigError, DataError, NotFoundError, StateError
 from keystep_models.psr.confidence_sums import ConfidenceSums
 from keystep_models.psr.detections import read_detections
 from keystep_models.psr.logic import Detection, StepCompletion, StepLogic, make_logic
@@ -219,3 +219,38 @@ def test_sums_fade_out_completely() -> None:
     for _ in range(400):
         sums.decay()
     assert sums.snapshot()["sum_by_step"] == {}
+
+
+# -- what a person declares ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_declared_step_changes_its_component_and_nothing_else(method: str) -> None:
+    logic = make_logic(method, ASSEMBLY)
+    for step in ASSEMBLY.expected_steps:
+        before = list(logic.state or ASSEMBLY.initial_state)
+        declared = logic.declare(step.id)
+        assert (declared.step_id, declared.kind) == (step.id, step.kind)
+        before[step.component_idx] = 1
+        assert logic.state == tuple(before)
+    with pytest.raises(NotFoundError, match="has no step 999"):
+        logic.declare(999)
+
+
+@pytest.mark.parametrize("method", ["b2", "b3"])
+def test_detections_gathered_for_a_declared_step_do_not_report_it_again(method: str) -> None:
+    logic = make_logic(method, ASSEMBLY, threshold=3.0)
+    seen = [Detection(2, 1.0)]  # rear chassis and its rear pin
+    logic.step(0, [Detection(1, 1.0)])
+    for frame_idx in range(1, 4):
+        assert logic.step(frame_idx, seen) == []
+    logic.declare(9)
+    found = [step.step_id for frame in range(4, 12) for step in logic.step(frame, seen)]
+    assert found == [18]
+
+
+def test_a_declared_step_survives_a_snapshot() -> None:
+    logic, again = make_logic("b3", ASSEMBLY), make_logic("b3", ASSEMBLY)
+    logic.declare(9)
+    again.restore(logic.snapshot())
+    assert again.state == logic.state

@@ -321,3 +321,25 @@ def test_a_model_that_does_not_exist_is_refused(tmp_path: Path) -> None:
         load_tracker_model(tmp_path / "none.json")
     with pytest.raises(NotFoundError, match="industreal"):
         builtin_tracker_model("meccano")
+
+
+def test_a_declared_step_is_not_reported_again_and_survives_a_snapshot() -> None:
+    tracker = Tracker(ASSEMBLY, MODEL)
+    run(tracker, seen(1))
+    declared = tracker.declare(9)
+    assert (declared.step_id, declared.confidence, tracker.state[3]) == (9, 1.0, 1)
+    again = Tracker(ASSEMBLY, MODEL)
+    again.restore(json.loads(json.dumps(tracker.snapshot())))
+    later = [event for events in run(again, seen(2, count=60), 30) for event in events]
+    assert ids(later) == [18]
+    with pytest.raises(NotFoundError):
+        tracker.declare(999)
+
+
+def test_clear_evidence_takes_a_declared_step_back() -> None:
+    tracker = Tracker(ASSEMBLY, MODEL)
+    run(tracker, seen(1))
+    declared = tracker.declare(9)
+    later = [event for events in run(tracker, seen(1, count=600), 30) for event in events]
+    assert [event.retracts for event in later] == [declared.id]
+    assert tracker.state == ASSEMBLY.initial_state

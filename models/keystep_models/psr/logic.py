@@ -92,6 +92,32 @@ class StepLogic(ABC):
             for step in self._advance(detections)
         ]
 
+    def declare(self, step_id: int) -> StepCompletion:
+        """Take a step as done because a person says so; detections go on from there.
+
+        The step's component has its value from now on, and what detections had gathered about it
+        is forgotten. Not part of the published methods.
+
+        Args:
+            step_id: Which step; whatever its kind, and whether it is expected or not.
+
+        Returns:
+            The step, as of the last frame given (-1 before the first).
+
+        Raises:
+            NotFoundError: The procedure has no such step.
+        """
+        step = self.procedure.step(step_id)
+        state = list(self._state or self.procedure.initial_state)
+        state[step.component_idx] = VALUE_AFTER[step.kind]
+        self._state = tuple(state)
+        self._forget(step.component_idx)
+        return StepCompletion(self._frame_idx, step.id, 1.0, step.component_idx, step.kind)
+
+    @abstractmethod
+    def _forget(self, component_idx: int) -> None:
+        """Drop what was accumulated about a component."""
+
     def snapshot(self) -> dict[str, Any]:
         """Everything needed to go on from here, as values that JSON holds exactly."""
         return {
@@ -172,6 +198,9 @@ class NaiveLogic(StepLogic):
         self._state = seen
         return self.procedure.steps_between(before, seen)
 
+    def _forget(self, component_idx: int) -> None:
+        """Nothing: this method accumulates nothing."""
+
     def _snapshot_sums(self) -> None:
         return None
 
@@ -226,6 +255,11 @@ class AccumulatingLogic(StepLogic):
 
     def _accepts(self, step: ProcedureStep) -> bool:
         return True
+
+    def _forget(self, component_idx: int) -> None:
+        for step in self.procedure.steps:
+            if step.component_idx == component_idx:
+                self.sums.reset(step.id)
 
     def _snapshot_sums(self) -> dict[str, Any]:
         return {"threshold": self.threshold, **self.sums.snapshot()}

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, TypeAlias
 from keystep_capture.errors import ConfigError
 from keystep_models.psr.clips import ClipPrediction
 from keystep_models.psr.fusion import SharedFusion
-from keystep_models.psr.logic import Detection, make_logic
+from keystep_models.psr.logic import Detection, StepCompletion, StepLogic, make_logic
 from keystep_models.psr.procedure import ComponentState, Procedure
 from keystep_models.psr.recogniser import FrameReport, Recogniser
 from keystep_models.psr.soft_voting import SoftVoting
@@ -77,6 +77,12 @@ class _Adapter(Recogniser):
     ) -> FrameReport:
         """Take the next frame; as `Recogniser.step`."""
         return self._advance(frame_idx, detections, clip)
+
+    def declare(self, step_id: int) -> StepCompletion:
+        """Take a step as done; as `Recogniser.declare`."""
+        if isinstance(self._logic, StepLogic):
+            return self._logic.declare(step_id)
+        return super().declare(step_id)
 
     def snapshot(self) -> Mapping[str, Any]:
         """The logic's snapshot."""

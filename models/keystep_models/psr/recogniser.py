@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from keystep_capture.errors import StateError
 from keystep_models.psr.clips import ClipPrediction
 from keystep_models.psr.logic import Detection, StepCompletion
 from keystep_models.psr.procedure import ComponentState, Procedure
@@ -83,6 +84,15 @@ class Recogniser(ABC):
             StateError: `frame_idx` is not after the last frame's.
             DataError: an input does not fit the procedure. The frame then counts as not given.
         """
+
+    def declare(self, step_id: int) -> StepCompletion:
+        """Take a step as done because a person says so, as of the last frame; go on from there.
+
+        Raises:
+            NotFoundError: The procedure has no such step.
+            StateError: The method cannot be told; those that a live session can have all can.
+        """
+        raise StateError(f"the method {self.method} cannot be told that step {step_id} is done")
 
     @abstractmethod
     def snapshot(self) -> Mapping[str, Any]:

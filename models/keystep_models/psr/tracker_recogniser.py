@@ -59,6 +59,10 @@ class TrackerRecogniser(Recogniser):
             ],
         )
 
+    def declare(self, step_id: int) -> StepCompletion:
+        """Take a step as done; what is seen may still take it back."""
+        return _completion(self.tracker.declare(step_id))
+
     def snapshot(self) -> Mapping[str, Any]:
         """Everything needed to go on from here."""
         return self.tracker.snapshot()
