@@ -1,0 +1,88 @@
+"""Exemplar pictures of a procedure's steps: files in the data directory, made fit for a headset.
+
+A step's picture is `<procedures_dir>/<procedure>/<step id>.jpg` (or `.jpeg`, `.png`). One that is
+too large for the wire is made smaller. Where there is none, none is shown.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import structlog
+
+from keystep_capture.errors import DataError
+from keystep_capture.wire import MAX_PICTURE_BYTES, PictureEncoding
+from keystep_models.psr.procedure import Procedure
+
+MAX_FILE_BYTES = 32 * 2**20
+MAX_SIDE_PX = 640
+"""More than a headset shows of a picture this small in its field of view."""
+_QUALITIES = (88, 75, 50, 25)
+_SUFFIXES: Final[dict[str, PictureEncoding]] = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png"}
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepPicture:
+    """A picture as the wire carries it; the id stands for its bytes."""
+
+    id: str
+    encoding: PictureEncoding
+    image: bytes
+
+
+def step_pictures(procedures_dir: Path, procedure: Procedure) -> dict[int, StepPicture]:
+    """The pictures of a procedure's steps, by step id; blocks.
+
+    A file that cannot be used is said in the log and left out: guidance goes on without it.
+    """
+    folder = procedures_dir / procedure.name
+    found = {}
+    for step in procedure.steps:
+        for suffix in _SUFFIXES:
+            path = folder / f"{step.id}{suffix}"
+            if path.is_file():
+                try:
+                    found[step.id] = read_picture(path)
+                except (DataError, OSError) as error:
+                    log.warning("a step's picture is left out", step=step.id, error=str(error))
+                break
+    return found
+
+
+def read_picture(path: Path) -> StepPicture:
+    """One picture, made smaller where it is too large for the wire.
+
+    Raises:
+        DataError: It is no JPEG or PNG, or is larger than 32 MiB.
+        OSError: It cannot be read.
+    """
+    size = path.stat().st_size
+    if size > MAX_FILE_BYTES:
+        raise DataError(f"{path} has {size} bytes, at most {MAX_FILE_BYTES} are read")
+    image, encoding = path.read_bytes(), _SUFFIXES.get(path.suffix)
+    pixels = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR) if image else None
+    if encoding is None or pixels is None:
+        raise DataError(f"{path} is no picture; expected a JPEG or PNG file")
+    if len(image) > MAX_PICTURE_BYTES or max(pixels.shape[:2]) > MAX_SIDE_PX:
+        image, encoding = _fitting(np.asarray(pixels, np.uint8)), "jpeg"
+    return StepPicture(id=hashlib.sha256(image).hexdigest()[:32], encoding=encoding, image=image)
+
+
+def _fitting(pixels: npt.NDArray[np.uint8]) -> bytes:
+    height_px, width_px = pixels.shape[:2]
+    scale = min(1.0, MAX_SIDE_PX / max(height_px, width_px))
+    size = (max(1, round(width_px * scale)), max(1, round(height_px * scale)))
+    small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    for quality in _QUALITIES:
+        _, encoded = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, quality])
+        if len(encoded) <= MAX_PICTURE_BYTES:
+            return encoded.tobytes()
+    raise DataError(f"no JPEG of {size[0]}x{size[1]} fits into {MAX_PICTURE_BYTES} bytes")
