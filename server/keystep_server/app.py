@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from keystep_server.access import AccessMiddleware
 from keystep_server.metrics import Metrics
 from keystep_server.problems import install_problem_handlers
-from keystep_server.routes import docs, events, health, key_steps, sessions
+from keystep_server.routes import commands, docs, events, health, key_steps, sessions
 from keystep_server.routes.deps import (
     AppDeps,
     Check,
@@ -41,7 +41,7 @@ def create_app(deps: AppDeps) -> FastAPI:
         responses=problems(s422="the request is not as documented"),
     )
     app.state.deps = deps
-    for module in (sessions, events, key_steps, health, docs):
+    for module in (sessions, commands, events, key_steps, health, docs):
         app.include_router(module.router, dependencies=[Depends(refuse_unknown_parameters)])
     install_problem_handlers(app)
     app.add_middleware(AccessMiddleware, tokens=deps.tokens)

@@ -26,6 +26,7 @@ _STRETCHES = {
     "capture_to_feature": "capture to appearance features",
     "arrival_to_feature": "arrival to appearance features",
     "capture_to_event": "capture to step event stored",
+    "capture_to_display": "capture to guidance on the headset",
     "arrival_to_event": "arrival to step event stored",
 }
 

@@ -7,7 +7,7 @@ import contextlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,18 +18,32 @@ import structlog
 from keystep_capture import wire
 from keystep_capture.access import Guard
 from keystep_capture.clock import Clock
-from keystep_capture.errors import DataError, RefusedError, StateError, WireError
+from keystep_capture.errors import (
+    DataError,
+    KeystepError,
+    RefusedError,
+    StateError,
+    WireError,
+)
 from keystep_capture.peers import Admission, Buffer, Lane, Peer
 from keystep_capture.receiver import Receiver
 from keystep_capture.streams import STREAMS
 from keystep_models.psr.methods import choose_live_method
 from keystep_models.psr.procedure import Procedure, builtin_procedure
+from keystep_server.commands import (
+    CommandDesk,
+    CommandOutcome,
+    SetRecording,
+    command_result,
+    no_recording_yet,
+)
 from keystep_server.events import EventLog
 from keystep_server.guidance import Guide
 from keystep_server.inference import InferenceEngine
 from keystep_server.key_steps import ExtractionSettings, ModelIdentity, extracted_key_steps
 from keystep_server.live import LiveServices, LiveSession
 from keystep_server.metrics import Metrics
+from keystep_server.pictures import step_pictures
 from keystep_server.pipeline import SessionPipeline
 from keystep_server.publish import Publisher
 from keystep_server.sessions import SessionRegistry
@@ -61,10 +75,12 @@ class IngestParts:
     model_key: str
     model: ModelIdentity
     data_dir: Path
+    procedures_dir: Path
     feature_rate_hz: float
     settings: ExtractionSettings
     worker_count: int
     clock: Clock = time.monotonic_ns
+    set_recording: SetRecording = no_recording_yet
 
 
 class Ingest:
@@ -77,6 +93,7 @@ class Ingest:
         self._executor = ThreadPoolExecutor(parts.worker_count, thread_name_prefix="pipeline")
         self._tasks: set[asyncio.Task[Any]] = set()
         self._registry: SessionRegistry | None = None
+        self._desk: CommandDesk | None = None
         self._receiver: Receiver | None = None
         self._watch: asyncio.Task[None] | None = None
         self._refused_counted: Counter[str] = Counter()
@@ -88,6 +105,12 @@ class Ingest:
             ConfigError: The endpoint is in use, malformed, or off loopback without a guard.
         """
         self._registry = registry
+        self._desk = CommandDesk(
+            registry=registry,
+            live_of=self._live.get,
+            announce=self._parts.publisher.session,
+            set_recording=self._parts.set_recording,
+        )
         self._receiver = Receiver(self, bind=bind, guard=guard, clock=self._parts.clock)
         self._watch = asyncio.get_running_loop().create_task(self._look_around())
         return self._receiver
@@ -140,7 +163,7 @@ class Ingest:
             live.tell(device_time_ns=0)
         else:
             live.show(peer)
-        self._parts.publisher.session(peer.session_id, "open")
+        self._parts.publisher.session(peer.session_id, "paused" if live.paused else "open")
         log.info(
             "source joined",
             session=peer.session_id,
@@ -160,10 +183,36 @@ class Ingest:
     def on_guidance_ack(self, peer: Peer, ack: wire.GuidanceAck) -> None:
         """Note which revision has arrived at the headset."""
         live = self._live.get(peer.session_id)
-        if live is None or live.guide is None or live.guide.latest is None:
-            return
-        if ack.revision <= live.guide.latest.revision:
-            live.acknowledged_revision = max(live.acknowledged_revision, ack.revision)
+        if live is not None:
+            live.take_ack(peer, ack)
+
+    def on_command(self, peer: Peer, command: wire.Command) -> None:
+        """Have a command run and its outcome sent back."""
+        assert self._desk is not None
+        run = self._desk.run(peer.session_id, command.command, command.command_id)
+        self._spawn(self._answer_command(peer, command, run))
+
+    async def _answer_command(
+        self, peer: Peer, command: wire.Command, run: Awaitable[CommandOutcome]
+    ) -> None:
+        try:
+            outcome = await run
+        except KeystepError as error:
+            log.info("command refused", session=peer.session_id, error=str(error))
+            outcome = CommandOutcome(accepted=False, text="That can't be done now.")
+        if self._receiver is not None:
+            self._receiver.send(peer, command_result(command.command_id, outcome))
+
+    async def command(self, session_id: str, command: str, command_id: str) -> CommandOutcome:
+        """Run a command that came over REST; as `CommandDesk.run`."""
+        assert self._desk is not None
+        return await self._desk.run(session_id, command, command_id)
+
+    def picture(self, peer: Peer, picture: str) -> tuple[wire.PictureEncoding, bytes] | None:
+        """A picture of the procedure of a peer's session."""
+        live = self._live.get(peer.session_id)
+        found = live.picture(picture) if live is not None else None
+        return None if found is None else (found.encoding, found.image)
 
     def on_finished(self, peer: Peer, finished: wire.Finished) -> None:
         """A peer has sent all; close the session if it asks for that."""
@@ -267,10 +316,14 @@ class Ingest:
         """Make a session live, with the component state it had before a restart (blocks)."""
         parts, folder = self._parts, self._folder(session.id)
         folder.mkdir(parents=True, exist_ok=True)
-        guide = None
+        guide, pictures = None, {}
         if session.procedure is not None:
             procedure = procedure_named(session.procedure)
-            guide = Guide(logic=choose_live_method(session.method, procedure)[1])
+            pictures = step_pictures(parts.procedures_dir, procedure)
+            guide = Guide(
+                logic=choose_live_method(session.method, procedure)[1],
+                picture_ids={step_id: picture.id for step_id, picture in pictures.items()},
+            )
         live = LiveSession(
             session=session,
             folder=folder,
@@ -285,6 +338,7 @@ class Ingest:
                 clock=parts.clock,
             ),
             guide=guide,
+            pictures=pictures,
             services=LiveServices(
                 store=parts.store,
                 events=parts.events,
@@ -297,6 +351,7 @@ class Ingest:
             ),
         )
         live.epoch = session.epoch
+        live.set_paused(session.state is SessionState.PAUSED)
         live.restore()
         live.store_progress()
         return live

@@ -24,11 +24,13 @@ from keystep_capture.peers import Lane, Peer
 from keystep_capture.streams import STREAMS
 from keystep_models.psr.logic import StepCompletion
 from keystep_models.psr.recogniser import Retraction
+from keystep_server.commands import CommandMemory
 from keystep_server.events import EventLog
 from keystep_server.guidance import Guide
 from keystep_server.key_steps import progress_key_steps
-from keystep_server.latency import LatencyWindow
+from keystep_server.latency import DisplayLatencies, Evidence, LatencyWindow
 from keystep_server.metrics import Metrics
+from keystep_server.pictures import StepPicture
 from keystep_server.pipeline import Change, Item, Outcome, SessionPipeline
 from keystep_server.standing import StandingReports
 from keystep_server.storage import (
@@ -87,6 +89,13 @@ class LiveSession:
     first_device_time_ns: int | None = None
     last_error: str | None = None
     refused_before: Counter[str] = field(default_factory=Counter)
+    pictures: dict[int, StepPicture] = field(default_factory=dict)
+    commands: CommandMemory = field(default_factory=CommandMemory)
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # held by a batch, or by a command
+    paused: bool = False
+    display: str | None = None  # "showing", or the word for why not; None before the first word
+    _displays: DisplayLatencies = field(default_factory=DisplayLatencies)
+    _display_told_ns: int = 0
     _inbox: deque[Item] = field(default_factory=deque)
     _worker: asyncio.Task[None] | None = None
     _evidence_ns: int | None = None
@@ -136,33 +145,43 @@ class LiveSession:
         while self._worker is not None and not self._worker.done():
             await asyncio.shield(self._worker)
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing more is taken."""
+        return self._finished
+
     async def finish(self) -> None:
         """Work off what is queued, wait for the models and close the files; takes no more then."""
         self._finished = True
         await self.drained()
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self.services.executor, self.pipeline.finish)
-        self._note_features()
-        self.save()
+        async with self.turn:
+            await loop.run_in_executor(self.services.executor, self.pipeline.finish)
+            self._note_features()
+            self.save()
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
         while self._inbox:
-            batch = [self._inbox.popleft() for _ in range(min(BATCH_PACKETS, len(self._inbox)))]
-            try:
-                outcome = await loop.run_in_executor(
-                    self.services.executor, self.pipeline.process, batch
-                )
-                await self._act_on(outcome, batch)
-            except Exception as error:  # one session's trouble must not end the others
-                self.last_error = f"{type(error).__name__}: {error}"
-                log.exception("a batch of packets failed", session=self.session.id)
-            for item in batch:
-                self._worked[item.header.stream, item.header.epoch] = item.header.sequence
-                self.services.consumed(item.lane)
-            self._unsaved = True
-            if self.services.clock() - self._saved_ns > SAVE_EVERY_S * 1e9:
-                self.save()
+            async with self.turn:
+                await self._work_batch(loop)
+
+    async def _work_batch(self, loop: asyncio.AbstractEventLoop) -> None:
+        batch = [self._inbox.popleft() for _ in range(min(BATCH_PACKETS, len(self._inbox)))]
+        try:
+            outcome = await loop.run_in_executor(
+                self.services.executor, self.pipeline.process, batch
+            )
+            await self._act_on(outcome, batch)
+        except Exception as error:  # one session's trouble must not end the others
+            self.last_error = f"{type(error).__name__}: {error}"
+            log.exception("a batch of packets failed", session=self.session.id)
+        for item in batch:
+            self._worked[item.header.stream, item.header.epoch] = item.header.sequence
+            self.services.consumed(item.lane)
+        self._unsaved = True
+        if self.services.clock() - self._saved_ns > SAVE_EVERY_S * 1e9:
+            self.save()
 
     async def _act_on(self, outcome: Outcome, batch: list[Item]) -> None:
         for (stream, reason), count in outcome.dropped.items():
@@ -173,7 +192,11 @@ class LiveSession:
         if self.guide is None or not any(item.header.stream == "detections" for item in batch):
             return
         was_blind = self.guide.latest is not None and self.guide.latest.severity == "cannot_see"
-        if outcome.changes or was_blind or not self.guide.logic.can_see:
+        if outcome.changes:
+            seen_in = outcome.changes[-1].header
+            self.guide.looking_at = None
+            self.tell(device_time_ns=seen_in.device_time_ns, epoch=seen_in.epoch)
+        elif was_blind or not self.guide.logic.can_see:
             self.tell(device_time_ns=batch[-1].header.device_time_ns)
         if outcome.changes:
             await asyncio.to_thread(self.store_progress)
@@ -249,14 +272,37 @@ class LiveSession:
 
     # -- guidance --------------------------------------------------------------------------------
 
-    def tell(self, *, device_time_ns: int, blind: bool = False) -> None:
-        """Work out the guidance of this moment and send it where it is new."""
+    def tell(
+        self,
+        *,
+        device_time_ns: int,
+        blind: bool = False,
+        epoch: int | None = None,
+    ) -> None:
+        """Work out the guidance of this moment and send it where it is new.
+
+        Args:
+            device_time_ns: When the evidence was captured, on the device's clock.
+            blind: Whether the evidence is missing.
+            epoch: Of evidence that came just now: how long it takes to the display is measured.
+        """
         if self.guide is None:
             return
         guidance = self.guide.update(device_time_ns=device_time_ns, blind=blind)
         if guidance is None:
             return
-        self.services.publish_guidance(self.session.id, guidance)
+        if epoch is not None:
+            evidence = Evidence(
+                device_time_ns=device_time_ns, epoch=epoch, sent_ns=self.services.clock()
+            )
+            self._displays.expect(guidance.revision, evidence)
+        self.send_latest()
+
+    def send_latest(self) -> None:
+        """Send the newest guidance to all who are to have it."""
+        if self.guide is None or self.guide.latest is None:
+            return
+        self.services.publish_guidance(self.session.id, self.guide.latest)
         for peer in list(self.peers):  # sending to one that is gone takes it out
             self.show(peer)
 
@@ -271,9 +317,52 @@ class LiveSession:
         """Tell the wearer when the evidence has stopped coming."""
         if self._evidence_ns is None or self.guide is None or self.guide.latest is None:
             return
+        if self.paused or self.guide.looking_at is not None:
+            return  # nothing is looked for, or the wearer looks something up
         silent_ns = self.services.clock() - self._evidence_ns
         if silent_ns > BLIND_AFTER_S * 1e9 and self.guide.latest.severity != "cannot_see":
             self.tell(device_time_ns=self.guide.latest.device_time_ns, blind=True)
+
+    def take_ack(self, peer: Peer, ack: wire.GuidanceAck) -> None:
+        """Note which revision has arrived, whether it is on show, and how long that took."""
+        if self.guide is None or self.guide.latest is None:
+            return
+        if ack.revision > self.guide.latest.revision:
+            return
+        self.acknowledged_revision = max(self.acknowledged_revision, ack.revision)
+        now_ns = self.services.clock()
+        display = "showing" if ack.displayed else ack.reason or "not_displayed"
+        if display != self.display:
+            self.display = display
+            if now_ns - self._display_told_ns > 1e9:  # a peer must not fill the log
+                self._display_told_ns = now_ns
+                log.info("the headset's display", session=self.session.id, display=display)
+        latency = self._displays.close(peer, ack, now_ns)
+        if latency is not None:
+            self.latencies.add(
+                "capture_to_display", latency.latency_ms * 1e6, latency.uncertainty_ms * 1e6
+            )
+            self.services.metrics.display_latency(latency.latency_ms / 1e3)
+
+    def picture(self, picture_id: str) -> StepPicture | None:
+        """The procedure's picture of an id."""
+        return next((one for one in self.pictures.values() if one.id == picture_id), None)
+
+    def set_paused(self, paused: bool) -> None:
+        """Look at no detections until told otherwise; only in `turn`."""
+        self.paused = self.pipeline.paused = paused
+        if self.guide is not None:
+            self.guide.paused = paused
+
+    def newest_moment(self) -> tuple[int, int]:
+        """Device time, ns, of the newest packet and its epoch; time 0 before the first."""
+        times = [
+            (lane.epoch, lane.newest_device_time_ns)
+            for lane in self.lanes.values()
+            if lane.newest_device_time_ns is not None
+        ]
+        epoch, time_ns = max(times, default=(self.epoch, 0))
+        return time_ns, epoch
 
     def leave(self, peer: Peer) -> None:
         """Let a connection go; what was refused of it stays counted."""
@@ -346,6 +435,7 @@ class LiveSession:
             "latency": self.latencies.summary(),
             "clocks": clocks,
             "connections": len(self.peers),
+            "display": self.display,
             "guidance": {
                 "revision": latest.revision if latest else 0,
                 "acknowledged_revision": self.acknowledged_revision,
@@ -377,7 +467,10 @@ class LiveSession:
             standing.restore(state["standing"])
             self.guide.logic.restore(state["logic"])  # last: what fails leaves all as it was
             self.guide.standing = standing
+            self.guide.looking_at = state.get("looking_at")
+            self.guide.said = tuple(state.get("said", ("", 0)))
             self.guide.update(device_time_ns=0, revision=state["revision"] + 1)
+        self.commands = CommandMemory(state.get("commands", ()))
         self.first_device_time_ns = state["first_device_time_ns"]
         self.pipeline.detection_count = state["detection_count"]
         for name, lane in state["lanes"].items():
@@ -397,6 +490,9 @@ class LiveSession:
             "logic": self.guide.logic.snapshot() if self.guide else None,
             "standing": self.guide.standing.snapshot() if self.guide else [],
             "revision": self.guide.latest.revision if self.guide and self.guide.latest else 0,
+            "looking_at": self.guide.looking_at if self.guide else None,
+            "said": self.guide.said if self.guide else ("", 0),
+            "commands": self.commands.snapshot(),
             "detection_count": self.pipeline.detection_count,
             "first_device_time_ns": self.first_device_time_ns,
             "lanes": {

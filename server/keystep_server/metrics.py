@@ -35,6 +35,10 @@ class Metrics:
         self._event_latency = self._histogram(
             "step_event_latency_seconds", "From a frame's arrival to its step event stored"
         )
+        self._display_latency = self._histogram(
+            "capture_to_display_seconds",
+            "From the capture of what a step was seen in to its guidance on the headset",
+        )
         self._batch_size = Histogram(
             "keystep_inference_batch_size",
             "Requests in one model call",
@@ -78,6 +82,10 @@ class Metrics:
     def event_latency(self, seconds: float) -> None:
         """Note how long a step event took from its frame's arrival to being stored."""
         self._event_latency.observe(seconds)
+
+    def display_latency(self, seconds: float) -> None:
+        """Note how long a wearer waited from the capture of the evidence to the guidance."""
+        self._display_latency.observe(seconds)
 
     def batch_run(self, model: str, size: int) -> None:
         """Note how many requests shared one model call."""

@@ -129,6 +129,7 @@ class SessionPipeline:
         self._rate_hz = rate_hz
         self._clock = clock
         self.logic = logic
+        self.paused = False  # set between two batches: detections are then not looked at
         self.ticks = TickStore(folder / "ticks.rows")
         self.timings: deque[FeatureTiming] = deque(maxlen=4096)
         self.decoded_count = 0
@@ -237,7 +238,7 @@ class SessionPipeline:
     def _take_detections(self, item: Item, outcome: Outcome) -> None:
         header = item.header
         rows = () if header.valid == 0 else read_array(header, item.payload).tolist()
-        if self.logic is not None:
+        if self.logic is not None and not self.paused:
             detections = [_detection(row) for row in rows]
             # Numbered here, since a source's own numbers begin anew with each of its epochs.
             report = self.logic.step(self.detection_count, detections)

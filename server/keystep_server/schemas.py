@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
+from keystep_server.commands import CommandName
 from keystep_server.sessions import DEVICE_ID_PATTERN, NAME_MAX_CHARS
 from keystep_server.storage import (
     Branch,
@@ -30,6 +31,7 @@ Nanoseconds = Annotated[
     WithJsonSchema({"type": "string", "pattern": "^-?[0-9]+$"}),
 ]
 DeviceId = Annotated[str, Field(pattern=DEVICE_ID_PATTERN)]
+CommandId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 Name = Annotated[str, Field(min_length=1, max_length=NAME_MAX_CHARS)]
 
 _AT = "2026-03-02T09:15:04.120000Z"
@@ -112,6 +114,7 @@ _STATS = {
     "epoch": 1,
     "stats": {"live": True, "streams": {"rgb": {"packets": 5400, "lost": 3}}},
 }
+_COMMAND = {"command": "done", "command_id": "c0ffee01"}
 _CHECK = {"name": "database", "ok": True, "detail": "answers"}
 
 
@@ -298,6 +301,26 @@ class StatsOut(BaseModel):
     stats: dict[str, Any] = Field(
         description="streams, drops by reason, ticks, latencies; live, or as it was when closed"
     )
+
+
+class CommandIn(BaseModel):
+    """Something the wearer could say."""
+
+    model_config = _config(_COMMAND)
+
+    command: CommandName
+    command_id: CommandId | None = Field(None, description="the same id again does nothing more")
+
+
+class CommandOut(BaseModel):
+    """What became of a command."""
+
+    model_config = _config({**_COMMAND, "accepted": True, "text": "Done: Fit the front wheel."})
+
+    command: CommandName
+    command_id: str
+    accepted: bool
+    text: str = Field(description="for the wearer; empty where the guidance says it all")
 
 
 class ProcedureStepOut(BaseModel):

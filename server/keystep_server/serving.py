@@ -106,6 +106,7 @@ async def running_server(
                 model_key=model_key(model),
                 model=ModelIdentity(name=model.manifest.name, sha256=model.sha256),
                 data_dir=config.data_dir.resolve(),
+                procedures_dir=config.resolved_procedures_dir.resolve(),
                 feature_rate_hz=config.feature_rate_hz,
                 settings=ExtractionSettings(),
                 worker_count=max(2, os.cpu_count() or 2),
@@ -143,6 +144,7 @@ async def running_server(
                     Check(name="wire", ok=True, detail=receiver.endpoint),
                 ],
                 procedures=_procedures,
+                command=ingest.command,
             )
         )
         server = _RestServer(

@@ -30,6 +30,7 @@ from keystep_capture.errors import ConfigError, KeystepError, NotFoundError
 from keystep_capture.samples import find_sample
 from keystep_capture.sender import Callbacks, Sender, Source
 from keystep_server.app import AppDeps, Check, ProcedureStep, ProcedureSummary, create_app
+from keystep_server.commands import CommandOutcome
 from keystep_server.config import ServerConfig
 from keystep_server.credentials import TokenBook
 from keystep_server.events import EventLog
@@ -109,6 +110,9 @@ class Rig:
         if self.on_close is not None:
             await self.on_close(session_id)
 
+    async def command(self, _session: str, command: str, _command_id: str) -> CommandOutcome:
+        return CommandOutcome(accepted=False, text=f"nobody does {command}")
+
     def restarted(self) -> Rig:
         """A new server over the same data; this one's database is let go."""
         self.store.close()
@@ -125,6 +129,7 @@ class Rig:
                 tokens=self.tokens,
                 readiness=lambda: [Check(name="models", ok=self.ready, detail="2 of 2")],
                 procedures=lambda: [TOY_BIKE],
+                command=self.command,
                 keepalive_s=keepalive_s,
             )
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -10,6 +10,7 @@ from fastapi import Depends, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
+from keystep_server.commands import CommandOutcome
 from keystep_server.config import ServerConfig
 from keystep_server.credentials import TokenBook
 from keystep_server.events import EventLog
@@ -53,6 +54,7 @@ class AppDeps:
         readiness: What the server needs beside the database, each with whether it is there.
         tokens: Who may use REST.
         procedures: The procedures that sessions can be guided through.
+        command: Runs a command of the wearer's: session id, command, command id.
         keepalive_s: Longest silence of an event stream before a comment is sent.
     """
 
@@ -64,6 +66,7 @@ class AppDeps:
     tokens: TokenBook
     readiness: Callable[[], Sequence[Check]]
     procedures: Callable[[], Sequence[ProcedureSummary]]
+    command: Callable[[str, str, str], Awaitable[CommandOutcome]]
     keepalive_s: float = 15.0
 
 

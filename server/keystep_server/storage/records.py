@@ -47,11 +47,12 @@ class StepEventKind(StrEnum):
 
 
 class Branch(StrEnum):
-    """Which part of the models saw a step event."""
+    """Which part of the models saw a step event, or that the wearer said so."""
 
     ASSEMBLY_STATE = "assembly_state"
     SPATIO_TEMPORAL = "spatio_temporal"
     KEY_STEP_FILTER = "key_step_filter"
+    WEARER = "wearer"
 
 
 class KeyStepSource(StrEnum):
