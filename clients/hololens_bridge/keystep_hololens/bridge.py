@@ -37,6 +37,7 @@ from keystep_hololens.hl2ss.protocol import DEFAULT_BASE_PORT
 from keystep_hololens.sensor_streams import Pump, SensorSettings, SensorStreams
 from keystep_hololens.target import check_target
 from keystep_hololens.uplink import Uplink
+from keystep_hololens.wearer import Wearer, WearerConfig
 
 CLOCK_EVERY_S = 2.0
 FINISH_S = 5.0
@@ -67,6 +68,7 @@ class BridgeConfig:
         exit_when_silent_s: End when every stream has been silent for this long, from the start
             on; None: never.
         close_at_end: Have the session closed when the bridge ends.
+        display, voice: Show guidance on the headset; listen for spoken commands.
 
     Raises:
         ConfigError: The target is malformed or lacks its key, there is no such PV format or
@@ -91,6 +93,8 @@ class BridgeConfig:
     time_scale: float = 1.0
     exit_when_silent_s: float | None = None
     close_at_end: bool = False
+    display: bool = True
+    voice: bool = True
 
     def __post_init__(self) -> None:
         check_target(server=self.server, device=self.device, key=self.key)
@@ -118,8 +122,7 @@ class Bridge:
 
         Args:
             config: What to do.
-            on_guidance: Told of each new revision; it is acknowledged as not displayed, since
-                nothing is drawn on the headset yet (issue B).
+            on_guidance: Told of each new revision, whether or not the headset can show it.
             clock: Monotonic clock, ns.
         """
         self._config = config
@@ -145,7 +148,22 @@ class Bridge:
             server=config.server,
             instance=_new_instance(),
             key=config.key,
-            callbacks=Callbacks(on_guidance=self._take_guidance, on_session=_say_session),
+            callbacks=Callbacks(
+                on_guidance=self._take_guidance,
+                on_session=self._join,
+                on_picture=lambda message, image: self.wearer.take_picture(message, image),
+                on_command_result=lambda result: self.wearer.take_result(result),
+            ),
+            clock=clock,
+        )
+        self.wearer = Wearer(
+            WearerConfig(
+                host=config.host,
+                base_port=config.base_port,
+                display=config.display,
+                voice=config.voice,
+            ),
+            self.sender,
             clock=clock,
         )
         remote = client.RemoteConfigurationClient(host=config.host, base_port=config.base_port)
@@ -197,6 +215,7 @@ class Bridge:
             ),
             asyncio.create_task(self._watch_clock()),
             asyncio.create_task(self._watch_silence()),
+            asyncio.create_task(self.wearer.run()),
         ]
         stopped = asyncio.create_task(self._stop.wait())
         try:
@@ -293,7 +312,11 @@ class Bridge:
 
     def _take_guidance(self, guidance: wire.Guidance) -> None:
         self._on_guidance(guidance)
-        self.sender.acknowledge_guidance(guidance.revision, displayed=False)
+        self.wearer.take_guidance(guidance)
+
+    def _join(self, welcome: wire.Welcome) -> None:
+        log.info("in session", session=welcome.session, epoch=welcome.epoch)
+        self.wearer.join()
 
 
 def _format(size: tuple[int, int, int]) -> str:
@@ -303,7 +326,3 @@ def _format(size: tuple[int, int, int]) -> str:
 
 def _new_instance() -> str:
     return secrets.token_hex(8)
-
-
-def _say_session(welcome: wire.Welcome) -> None:
-    log.info("in session", session=welcome.session, epoch=welcome.epoch)

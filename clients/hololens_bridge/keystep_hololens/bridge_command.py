@@ -81,6 +81,12 @@ def bridge(
     exit_when_silent: Annotated[
         float | None, typer.Option(help="End after this many seconds without any packet.")
     ] = None,
+    display: Annotated[
+        bool, typer.Option("--display/--no-display", help="Show guidance on the headset.")
+    ] = True,
+    voice: Annotated[
+        bool, typer.Option("--voice/--no-voice", help="Listen for spoken commands.")
+    ] = True,
     close: Annotated[
         bool, typer.Option("--close", help="Close the session at the end; else it stays open.")
     ] = False,
@@ -113,6 +119,8 @@ def bridge(
         time_scale=time_scale,
         exit_when_silent_s=exit_when_silent,
         close_at_end=close,
+        display=display,
+        voice=voice,
     )
     asyncio.run(_run(config))
 

@@ -185,7 +185,7 @@ def make_headset(
     whole: bool = False,
     microphone: bool = False,
 ) -> SimulatedHeadset:
-    """Make the headset that plays a sample or a video file; `whole`: with every other sensor."""
+    """Make the headset that plays a sample or a video file; `whole`: with every sensor."""
     from keystep_hololens.simulator import (
         DeviceClock,
         Room,
@@ -196,7 +196,7 @@ def make_headset(
     )
 
     if sample is not None:
-        return SimulatedHeadset.of_sample(
+        headset = SimulatedHeadset.of_sample(
             sample,
             host=host,
             base_port=base_port,
@@ -205,12 +205,14 @@ def make_headset(
             whole=whole,
             microphone=microphone,
         )
+        headset.app, headset.voice = UnityApp(), VoiceControl()
+        return headset
     assert video is not None
     return SimulatedHeadset(
         video=VideoSource.open(video, loop=loop),
         room=Room() if whole else None,
-        app=UnityApp() if whole else None,
-        voice=VoiceControl() if whole else None,
+        app=UnityApp(),
+        voice=VoiceControl(),
         microphone=microphone,
         host=host,
         base_port=base_port,
