@@ -194,7 +194,9 @@ async def test_a_bridge_without_headset_or_server_says_so_once_and_tries_until_i
     await bridge.stop()
     log = commands.log("bridge")
     assert [log.count(f"what={what}") for what in told] == [1, 1, 1, 1]
-    assert log.count("refused the connection: start the hl2ss app") == 4
+    for wearer in ("guidance is not on the headset", "voice commands are not heard"):
+        assert log.count(wearer) == 1
+    assert log.count("refused the connection: start the hl2ss app") == 4 + 2
     assert "Traceback" not in log
     assert "Sent rgb 0 (dropped 0)" in log
 
