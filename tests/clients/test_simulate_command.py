@@ -51,7 +51,13 @@ async def test_a_whole_headset_offers_every_sensor_it_can_simulate() -> None:
             missing = {kind.name for kind in Port} - {n.upper() for n in headset.open_ports}
         assert missing == NOT_SIMULATED
         async with make_headset(chosen, video, **options) as headset:  # type: ignore[arg-type]
-            assert headset.open_ports.keys() == {"remote_configuration", "personal_video"}
+            assert headset.open_ports.keys() == {
+                "remote_configuration",
+                "personal_video",
+                "voice_input",
+                "unity_message_queue",
+                "guest_message_queue",
+            }
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
