@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from random import Random
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from keystep_capture.clock import DRIFT_PPM, ClockEstimator, ClockReading, chain
@@ -200,8 +201,8 @@ def test_asymmetry_is_covered_though_it_cannot_be_seen() -> None:
     measure(estimator, STEADY, STEADY, [trip])
     reading = estimator.reading(10 * MS)
     assert reading is not None
-    assert reading.to_local(9 * MS) == 5 * MS  # 4 ms wrong ...
-    assert 5 * MS <= reading.uncertainty_ns <= 5 * MS + 1  # ... and said so
+    assert abs(reading.to_local(9 * MS) - 5 * MS) < 2_000  # 4 ms wrong ...
+    assert 5 * MS <= reading.uncertainty_ns <= 5 * MS + 2_000  # ... and said so
 
 
 def test_the_shortest_round_trip_is_used_until_drift_makes_a_newer_one_better() -> None:
@@ -211,12 +212,151 @@ def test_the_shortest_round_trip_is_used_until_drift_makes_a_newer_one_better() 
     end_ns = measure(estimator, STEADY, STEADY, [quick, slow])
     soon = estimator.reading(end_ns)
     assert soon is not None
-    assert soon.local_ns == MS
+    assert MS <= soon.uncertainty_ns < 1.01 * MS
     far_ns = 100 * S
-    estimator.add(send_ns=far_ns, remote_receive_ns=far_ns, receive_ns=far_ns + 6 * MS)
-    late = estimator.reading(far_ns)
+    estimator.add(send_ns=far_ns, remote_receive_ns=far_ns + 3 * MS, receive_ns=far_ns + 6 * MS)
+    late = estimator.reading(far_ns + 6 * MS)
     assert late is not None
-    assert late.local_ns == far_ns + 3 * MS
+    assert 2 * MS < late.uncertainty_ns < 3.01 * MS
+
+
+# -- drift -------------------------------------------------------------------------------------
+
+
+def exponential_ms(random: Random, mean_ms: float) -> int:
+    return round(random.expovariate(1 / mean_ms) * MS)
+
+
+def jittery_trips(
+    random: Random, count: int, *, there_ms: float, back_ms: float, jitter_ms: float
+) -> list[Exchange]:
+    """An exchange a second over a path with least delays and exponential queueing on top."""
+    return [
+        Exchange(
+            wait_ns=S,
+            there_ns=round(there_ms * MS) + exponential_ms(random, jitter_ms),
+            held_ns=random.randrange(MS),
+            back_ns=round(back_ms * MS) + exponential_ms(random, jitter_ms),
+        )
+        for _ in range(count)
+    ]
+
+
+@settings(max_examples=25)
+@given(
+    local=quartz(),
+    remote=quartz(),
+    seed=st.integers(0, 2**32),
+    least_ms=st.floats(0.2, 20),
+    jitter_ms=st.floats(0.1, 10),
+)
+def test_equal_least_delays_are_read_to_2_ms_whatever_the_jitter_and_drift(
+    local: TrueClock, remote: TrueClock, seed: int, least_ms: float, jitter_ms: float
+) -> None:
+    estimator = ClockEstimator()
+    trips = jittery_trips(
+        Random(seed), 60, there_ms=least_ms, back_ms=least_ms, jitter_ms=jitter_ms
+    )
+    end_ns = measure(estimator, local, remote, trips)
+    reading = estimator.reading(local.reads(end_ns))
+    assert reading is not None
+    assert_bounded(reading, local, remote, end_ns)
+    assert abs(reading.to_local(remote.reads(end_ns)) - local.at(end_ns)) < 2 * MS
+    assert estimator.step_count == 0
+
+
+@settings(max_examples=25)
+@given(
+    local=quartz(),
+    remote=quartz(),
+    seed=st.integers(0, 2**32),
+    there_ms=st.floats(0.1, 50),
+    back_ms=st.floats(0.1, 50),
+)
+def test_unequal_least_delays_stay_within_the_stated_bounds_of_offset_and_rate(
+    local: TrueClock, remote: TrueClock, seed: int, there_ms: float, back_ms: float
+) -> None:
+    estimator = ClockEstimator()
+    trips = jittery_trips(Random(seed), 80, there_ms=there_ms, back_ms=back_ms, jitter_ms=3)
+    end_ns = measure(estimator, local, remote, trips)
+    reading = estimator.reading(local.reads(end_ns))
+    assert reading is not None
+    for later_ns in (0, 10 * S):
+        assert_bounded(reading, local, remote, end_ns + later_ns)
+    true_rate = float(remote.rate / local.rate)
+    assert abs(reading.rate / true_rate - 1) <= reading.rate_uncertainty
+    assert reading.rate_uncertainty < 1.03e-4
+
+
+@pytest.mark.parametrize("ppm", [-99.9, -20, 0, 99.9])
+def test_drift_is_told_in_parts_per_million(ppm: float) -> None:
+    remote = TrueClock(offset_ns=5 * S, rate=1 + Fraction(round(ppm * 1000), 10**9))
+    estimator = ClockEstimator()
+    trips = jittery_trips(Random(7), 64, there_ms=1, back_ms=1, jitter_ms=0.5)
+    end_ns = measure(estimator, STEADY, remote, trips)
+    reading = estimator.reading(end_ns)
+    assert reading is not None
+    assert abs(reading.drift_ppm() - ppm) <= reading.rate_uncertainty * 1e6 < 45
+
+
+def test_a_rate_that_wanders_as_a_warming_quartz_does_is_no_step() -> None:
+    estimator, random = ClockEstimator(), Random(3)
+    remote_ns = 0.0
+    for second in range(200):  # 40 to 41.9 ppm within each 64 s, there and back
+        ppm = 40 + 1.9 * abs((second / 64) % 2 - 1)
+        remote_ns += S * (1 + ppm * 1e-6)
+        there_ns, back_ns = (10_000 + exponential_ms(random, 0.05) for _ in range(2))
+        estimator.add(
+            send_ns=second * S - there_ns,
+            remote_receive_ns=round(remote_ns),
+            receive_ns=second * S + back_ns,
+        )
+        reading = estimator.reading(second * S)
+        assert reading is not None
+        assert abs(reading.to_local(round(remote_ns)) - second * S) <= (
+            reading.uncertainty_at(second * S)
+        )
+    assert estimator.step_count == 0
+
+
+# -- steps -------------------------------------------------------------------------------------
+
+
+@settings(max_examples=25)
+@given(
+    before=st.integers(1, 70),
+    after=st.integers(1, 70),
+    step_ms=st.integers(60, 10**7),
+    forward=st.booleans(),
+    which=st.sampled_from(["local", "remote"]),
+    seed=st.integers(0, 2**32),
+)
+def test_a_clock_that_steps_is_noticed_and_bounded_again_at_once(
+    before: int, after: int, step_ms: int, forward: bool, which: str, seed: int
+) -> None:
+    """Suspends and restarts; the step is larger than what the round trips leave open."""
+    random = Random(seed)
+    shift_ns = step_ms * MS if forward else -step_ms * MS
+    estimator, now_ns, steps = ClockEstimator(), 10**15, []
+    for number in range(before + after):
+        local_ns = remote_ns = 0
+        if number >= before:
+            local_ns, remote_ns = (shift_ns, 0) if which == "local" else (0, shift_ns)
+        there_ns, back_ns = (MS + min(exponential_ms(random, 2), 20 * MS) for _ in range(2))
+        now_ns += S
+        stepped = estimator.add(
+            send_ns=now_ns + local_ns,
+            remote_receive_ns=now_ns + there_ns + remote_ns,
+            receive_ns=now_ns + there_ns + back_ns + local_ns,
+        )
+        if stepped:
+            steps.append(number)
+        reading = estimator.reading(now_ns + local_ns)
+        assert reading is not None
+        error_ns = abs(reading.to_local(now_ns + remote_ns) - (now_ns + local_ns))
+        assert error_ns <= reading.uncertainty_at(now_ns + local_ns)
+    assert steps == [before]
+    assert estimator.step_count == 1
 
 
 @pytest.mark.parametrize(
@@ -250,7 +390,7 @@ def test_old_exchanges_make_room() -> None:
         estimator.add(send_ns=send_ns, remote_receive_ns=send_ns, receive_ns=receive_ns)
     reading = estimator.reading(300)
     assert reading is not None
-    assert reading.uncertainty_ns == 51
+    assert 50 <= reading.uncertainty_ns <= 53
 
 
 @pytest.mark.parametrize(("rate", "window"), [(0.0, 1), (-1.0, 1), (float("nan"), 1), (1.0, 0)])
