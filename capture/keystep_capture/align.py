@@ -43,6 +43,29 @@ class Tick:
     samples: Mapping[str, Sample | None]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlignerState:
+    """All that an aligner holds between two samples, so that another can go on from it.
+
+    Attributes:
+        leading: The stream whose samples make the ticks.
+        index: Of the next tick.
+        next_due_ns: No leading sample before this makes a tick; None before the first.
+        newest_ns: Per stream.
+        late_counts: Per stream.
+        waiting: Leading samples whose ticks are not complete.
+        held: Per stream the samples that a tick may still need.
+    """
+
+    leading: str
+    index: int
+    next_due_ns: int | None
+    newest_ns: Mapping[str, int]
+    late_counts: Mapping[str, int]
+    waiting: tuple[Sample, ...]
+    held: Mapping[str, tuple[Sample, ...]]
+
+
 class TickAligner:
     """Turns pushed samples into ticks; one object per session and epoch."""
 
@@ -66,7 +89,8 @@ class TickAligner:
         Raises:
             ConfigError: A stream is not in the table or the rate is not positive.
         """
-        self._others = tuple(name for name in others if name != leading)
+        joined = tuple(others)
+        self._others = tuple(name for name in joined if name != leading)
         unknown = [name for name in (leading, *self._others) if name not in STREAMS]
         if unknown or not rate_hz > 0:
             raise ConfigError(f"ticks need known streams and a rate > 0, got {unknown}, {rate_hz}")
@@ -74,7 +98,8 @@ class TickAligner:
         self._period_ns = round(_NS / rate_hz)
         self._next_due_ns = None if previous_tick_ns is None else previous_tick_ns + self._period_ns
         self._waiting: deque[Sample] = deque()
-        self._held: dict[str, deque[Sample]] = {name: deque() for name in self._others}
+        # The leading stream's too, for an aligner that another stream will lead.
+        self._held: dict[str, deque[Sample]] = {name: deque() for name in joined}
         self._newest_ns: dict[str, int] = {}
         self._index = 0
         self.late_counts: dict[str, int] = dict.fromkeys((leading, *self._others), 0)
@@ -99,8 +124,8 @@ class TickAligner:
         sample = Sample(device_time_ns=device_time_ns, value=value)
         if stream == self._leading:
             self._lead(sample)
-        else:
-            held = self._held[stream]
+        held = self._held.get(stream)
+        if held is not None:
             held.append(sample)
             if len(held) > _MAX_HELD:
                 held.popleft()
@@ -109,6 +134,32 @@ class TickAligner:
     def flush(self) -> list[Tick]:
         """Give out the ticks still waiting: nothing more will come."""
         return self._ready(flush=True)
+
+    def state(self) -> AlignerState:
+        """What is held now; samples' values are not copied."""
+        return AlignerState(
+            leading=self._leading,
+            index=self._index,
+            next_due_ns=self._next_due_ns,
+            newest_ns=dict(self._newest_ns),
+            late_counts=dict(self.late_counts),
+            waiting=tuple(self._waiting),
+            held={name: tuple(samples) for name, samples in self._held.items()},
+        )
+
+    def go_on_from(self, state: AlignerState) -> None:
+        """Take over what another aligner held of the streams that this one has.
+
+        If another stream led it, the ticks it made are not made again: they go on after them.
+        """
+        self._index = state.index
+        self._next_due_ns = state.next_due_ns
+        self._newest_ns = {k: v for k, v in state.newest_ns.items() if k in self.late_counts}
+        self.late_counts |= {k: n for k, n in state.late_counts.items() if k in self.late_counts}
+        for name, held in self._held.items():
+            held.extend(state.held.get(name, ()))
+        if state.leading == self._leading:
+            self._waiting.extend(state.waiting)
 
     def _lead(self, sample: Sample) -> None:
         if not self.wants(sample.device_time_ns):
@@ -143,6 +194,8 @@ class TickAligner:
             samples[name] = self._at(name, leading.device_time_ns)
         tick = Tick(index=self._index, device_time_ns=leading.device_time_ns, samples=samples)
         self._index += 1
+        if self._leading in self._held:
+            self._at(self._leading, leading.device_time_ns)  # lets the older ones go
         return tick
 
     def _at(self, name: str, tick_ns: int) -> Sample | None:

@@ -1,13 +1,14 @@
 """What a sender holds of one stream: numbering, credit, dropping and keeping, without any I/O.
 
 `newest` streams hold nothing: a packet without credit is dropped, and with it the rest of its group
-of pictures. `all` streams keep packets until they are acknowledged, up to an age and a count; so
-does every stream of a replay, which loses nothing.
+of pictures. `all` streams keep packets until the server has written down what became of them, up to
+an age and a count; so does every stream of a replay, which loses nothing.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
@@ -16,10 +17,12 @@ from keystep_capture.streams import STREAMS
 from keystep_capture.wire import Intrinsics
 
 MAX_KEPT_PACKETS = 8192
+MAX_KEPT_BYTES = 256 * 1024 * 1024
+"""A replay waits when so much is kept; other sources drop the oldest."""
 
 
 class Pending(msgspec.Struct, kw_only=True, eq=False, gc=False):
-    """A packet on its way; `sequence` is given when it is offered.
+    """A packet on its way; `sequence` is given when it is offered, `order` counts over all streams.
 
     A Struct, since one is made for every packet, in a fifth of a plain class's time.
     """
@@ -40,6 +43,7 @@ class Pending(msgspec.Struct, kw_only=True, eq=False, gc=False):
     rig_from_sensor: list[float] | None = None
     sequence: int = -1
     offered_ns: int = 0
+    order: int = 0
 
 
 class Outbox:
@@ -53,7 +57,9 @@ class Outbox:
             lossless: Keep packets until they are acknowledged, whatever the stream's policy.
         """
         self.spec = STREAMS[stream]
+        self._lossless = lossless
         self._keeps = lossless or self.spec.policy == "all"
+        self._kept_bytes = 0
         self._waiting: deque[Pending] = deque()
         self._unacknowledged: deque[Pending] = deque()
         self._next_sequence = 0
@@ -73,9 +79,28 @@ class Outbox:
         """The last number given out, -1 for none."""
         return self._next_sequence - 1
 
+    @property
+    def is_acknowledged(self) -> bool:
+        """Whether nothing is held any more, for sending or for sending again."""
+        return not self._waiting and not self._unacknowledged
+
+    @property
+    def next_order(self) -> int | None:
+        """`order` of the next packet to send; None where nothing waits."""
+        return self._waiting[0].order if self._waiting else None
+
     def has_room(self) -> bool:
-        """Whether a packet offered now would go out at once."""
-        return not self._waiting and self._sent_since_welcome < self._granted
+        """Whether a packet offered now would go out at once; a replay's must also find a place."""
+        return (
+            not self._waiting
+            and self._sent_since_welcome < self._granted
+            and not (self._lossless and self._is_full)
+        )
+
+    @property
+    def _is_full(self) -> bool:
+        kept_packets = len(self._waiting) + len(self._unacknowledged)
+        return kept_packets >= MAX_KEPT_PACKETS or self._kept_bytes >= MAX_KEPT_BYTES
 
     def offer(self, pending: Pending, now_ns: int) -> bool:
         """Number a packet and take it, or drop it as the policy says.
@@ -97,9 +122,10 @@ class Outbox:
         pending.offered_ns = now_ns
         self._next_sequence += 1
         if self._keeps:
-            self._waiting.append(pending)
-            if len(self._waiting) + len(self._unacknowledged) > MAX_KEPT_PACKETS:
+            if self._is_full:
                 self._drop_oldest()
+            self._waiting.append(pending)
+            self._kept_bytes += len(pending.payload)
             return True
         depends = encoding.video and not pending.keyframe
         if (self._skipping_group and depends) or not self.has_room():
@@ -129,18 +155,30 @@ class Outbox:
         if self._keeps:
             self._unacknowledged.pop()
 
-    def grant(self, granted: int, received_sequence: int) -> None:
+    def grant(self, granted: int, acknowledged_sequence: int) -> None:
         """Take credit and an acknowledgement from the server."""
         self._granted = max(self._granted, granted)
-        self._acknowledge(received_sequence)
+        self._acknowledge(acknowledged_sequence)
 
-    def welcome(self, granted: int, received_sequence: int) -> None:
-        """Begin a connection: what the server did not get goes out again, in order."""
+    def welcome(
+        self, granted: int, received_sequence: int, acknowledged_sequence: int | None = None
+    ) -> None:
+        """Begin a connection: what the server did not get goes out again, in order.
+
+        Args:
+            granted: Credit.
+            received_sequence: What the server has taken.
+            acknowledged_sequence: What it has written down, so that it need not be kept here;
+                None: all that it has taken.
+        """
         self._sent_since_welcome = 0
         self._granted = granted
-        self._acknowledge(received_sequence)
-        self._waiting.extendleft(reversed(self._unacknowledged))
-        self._unacknowledged.clear()
+        if acknowledged_sequence is None:
+            acknowledged_sequence = received_sequence
+        self._acknowledge(acknowledged_sequence)
+        kept = self._unacknowledged
+        while kept and kept[-1].sequence > received_sequence:
+            self._waiting.appendleft(kept.pop())
         self._next_sequence = max(self._next_sequence, received_sequence + 1)
 
     def disconnect(self) -> None:
@@ -158,6 +196,7 @@ class Outbox:
         self.dropped_count += len(self._waiting) + len(self._unacknowledged)
         self._waiting.clear()
         self._unacknowledged.clear()
+        self._kept_bytes = 0
         self._next_sequence = 0
         self._skipping_group = False
 
@@ -165,15 +204,108 @@ class Outbox:
         """Drop what waits for longer than the stream's age limit."""
         limit_ns = self.spec.max_age_s * 1e9
         while self._waiting and now_ns - self._waiting[0].offered_ns > limit_ns:
-            self._waiting.popleft()
+            self._let_go(self._waiting)
             self.dropped_count += 1
             self._skipping_group = True
 
     def _drop_oldest(self) -> None:
-        (self._unacknowledged or self._waiting).popleft()
+        self._let_go(self._unacknowledged or self._waiting)
         self.dropped_count += 1
 
-    def _acknowledge(self, received_sequence: int) -> None:
-        unacknowledged = self._unacknowledged
-        while unacknowledged and unacknowledged[0].sequence <= received_sequence:
-            unacknowledged.popleft()
+    def _acknowledge(self, acknowledged_sequence: int) -> None:
+        kept = self._unacknowledged
+        while kept and kept[0].sequence <= acknowledged_sequence:
+            self._let_go(kept)
+
+    def _let_go(self, packets: deque[Pending]) -> None:
+        pending = packets.popleft()
+        if self._keeps:
+            self._kept_bytes -= len(pending.payload)
+
+
+class Outboxes:
+    """All streams of one source, and the order in which their packets were offered."""
+
+    def __init__(self, streams: Iterable[str], *, replay: bool) -> None:
+        """Start empty boxes.
+
+        Args:
+            streams: Streams of the table.
+            replay: Lossless: every packet is kept, and none overtakes another.
+        """
+        self._replay = replay
+        self._boxes = {name: Outbox(name, lossless=replay) for name in streams}
+        self._offered_count = 0
+
+    def __getitem__(self, stream: str) -> Outbox:
+        return self._boxes[stream]
+
+    def get(self, stream: str) -> Outbox | None:
+        """A stream's box; None where the source does not have it."""
+        return self._boxes.get(stream)
+
+    def __iter__(self) -> Iterator[Outbox]:
+        return iter(self._boxes.values())
+
+    def offer(self, stream: str, pending: Pending, now_ns: int) -> bool:
+        """As `Outbox.offer`."""
+        self._offered_count += 1
+        pending.order = self._offered_count
+        return self._boxes[stream].offer(pending, now_ns)
+
+    def has_room(self, stream: str) -> bool:
+        """As `Outbox.has_room`; in a replay, nothing of another stream may wait either."""
+        return self._boxes[stream].has_room() and not (self._replay and not self.are_empty)
+
+    @property
+    def are_empty(self) -> bool:
+        """Whether nothing waits to be sent."""
+        return all(box.is_empty for box in self)
+
+    @property
+    def are_acknowledged(self) -> bool:
+        """Whether nothing is held any more."""
+        return all(box.is_acknowledged for box in self)
+
+    def send(self, transmit: Callable[[str, Pending], bool]) -> None:
+        """Send what waits and has credit, in the order in which it was offered.
+
+        A stream without credit does not keep the others waiting, but in a replay: there the order
+        of arrival decides what the streams' packets are joined with.
+
+        Args:
+            transmit: Sends one packet; False where it could not, which ends this.
+        """
+        held_up: set[str] = set()
+        while True:
+            waiting = [
+                (order, name)
+                for name, box in self._boxes.items()
+                if (order := box.next_order) is not None and name not in held_up
+            ]
+            if not waiting:
+                return
+            _, stream = min(waiting)
+            ready = self._boxes[stream].next_ready()
+            if ready is None:
+                if self._replay:
+                    return
+                held_up.add(stream)
+            elif not transmit(stream, ready):
+                self._boxes[stream].put_back(ready)
+                return
+
+    def send_of(self, stream: str, transmit: Callable[[str, Pending], bool]) -> None:
+        """Send what waits of one stream; of all where none may overtake another."""
+        if self._replay:
+            self.send(transmit)
+            return
+        box = self._boxes[stream]
+        while (ready := box.next_ready()) is not None:
+            if not transmit(stream, ready):
+                box.put_back(ready)
+                return
+
+    def counts(self, of: Callable[[Outbox], int]) -> dict[str, int]:
+        """A number of each box, by stream."""
+        return {name: of(box) for name, box in self._boxes.items()}

@@ -16,11 +16,15 @@ Buffer = bytes | memoryview
 
 @dataclass(slots=True, eq=False)
 class Lane:
-    """One stream of one session and epoch, as one peer sends it."""
+    """One stream of one session and epoch, as one peer sends it.
+
+    `received_sequence` was taken; up to `acknowledged_sequence` a restarted server lacks nothing.
+    """
 
     spec: StreamSpec
     epoch: int
     received_sequence: int = -1
+    acknowledged_sequence: int = -1
     peer: Peer | None = None
     accepted: int = 0
     refused: int = 0
@@ -49,6 +53,7 @@ class Lane:
             spec=self.spec,
             epoch=epoch,
             received_sequence=self.received_sequence if same else -1,
+            acknowledged_sequence=self.acknowledged_sequence if same else -1,
             taken_before=self.taken_count,
             lost=self.lost,
             byte_count=self.byte_count,
@@ -88,6 +93,7 @@ class Peer:
     device_clock: wire.DeviceClock | None = None
     sender_dropped: dict[str, int] = field(default_factory=dict)
     next_request_id: int = 0
+    answered_request_id: int = 0
     finished: bool = False
     active: bool = False
     large_payloads: bool = False

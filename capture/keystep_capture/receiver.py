@@ -243,6 +243,16 @@ class Receiver:
         if lane.credit_limit - lane.granted >= lane.spec.window_packets // 2:
             self._grant(lane)
 
+    def acknowledge(self, lane: Lane, sequence: int) -> None:
+        """All of a lane up to a sequence is written down: its sender need not keep it."""
+        if sequence <= lane.acknowledged_sequence:
+            return
+        lane.acknowledged_sequence = sequence
+        while lane.successor is not None and lane.successor.epoch == lane.epoch:
+            lane = lane.successor
+            lane.acknowledged_sequence = max(lane.acknowledged_sequence, sequence)
+        self._grant(lane)
+
     def _grant(self, lane: Lane) -> None:
         if lane.peer is None:
             return
@@ -254,6 +264,7 @@ class Receiver:
                 stream=lane.spec.name,
                 granted=lane.granted,
                 received_sequence=lane.received_sequence,
+                acknowledged_sequence=lane.acknowledged_sequence,
             ),
         )
 
@@ -268,14 +279,7 @@ class Receiver:
             raise WireError("say hello first: this connection is not known", "hello_required")
         peer.heard_ns = now_ns
         if isinstance(message, wire.ClockReply):
-            peer.clock.add(
-                send_ns=message.server_time_ns,
-                remote_receive_ns=message.receive_time_ns,
-                remote_reply_ns=message.reply_time_ns,
-                receive_ns=now_ns,
-            )
-            peer.sender_dropped = message.dropped
-            peer.picture_under_way = False  # what was sent before the request was read
+            self._take_clock_reply(peer, message, now_ns)
         elif isinstance(message, wire.DeviceClock):
             if message.epoch != peer.epoch or not 1e-3 <= message.rate <= 1e3:
                 raise WireError(
@@ -310,6 +314,25 @@ class Receiver:
         peer.picture_under_way = True
         message = wire.Picture(protocol=wire.PROTOCOL, picture=picture, encoding=encoding)
         self.send(peer, message, image)
+
+    def _take_clock_reply(self, peer: Peer, reply: wire.ClockReply, now_ns: int) -> None:
+        if not peer.answered_request_id < reply.request_id <= peer.next_request_id:
+            return  # each request is answered once
+        peer.answered_request_id = reply.request_id
+        peer.sender_dropped = reply.dropped
+        peer.picture_under_way = False  # what was sent before the request was read
+        stepped = peer.clock.add(
+            send_ns=reply.server_time_ns,
+            remote_receive_ns=reply.receive_time_ns,
+            remote_reply_ns=reply.reply_time_ns,
+            receive_ns=now_ns,
+        )
+        if stepped:
+            log.warning(
+                "a source's clock or ours stepped: its offset is measured anew",
+                session=peer.session_id,
+                device=peer.hello.device,
+            )
 
     # -- hellos ----------------------------------------------------------------------------------
 
@@ -384,7 +407,9 @@ class Receiver:
                 heartbeat_s=HEARTBEAT_S,
                 streams={
                     name: wire.StreamGrant(
-                        granted=lane.granted, received_sequence=lane.received_sequence
+                        granted=lane.granted,
+                        received_sequence=lane.received_sequence,
+                        acknowledged_sequence=lane.acknowledged_sequence,
                     )
                     for name, lane in admission.lanes.items()
                 },

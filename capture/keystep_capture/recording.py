@@ -6,6 +6,7 @@ decoding from the key frame before them. (Recording every stream comes with issu
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -64,6 +65,20 @@ class VideoRecorder:
         if header.keyframe:
             self._file.flush()
 
+    @property
+    def part(self) -> str:
+        """Name of the file."""
+        return Path(self._file.name).name
+
+    def flush(self) -> int:
+        """Hand what was written to the operating system; the file's size then, bytes."""
+        self._file.flush()
+        return self._file.tell()
+
+    def sync(self) -> None:
+        """Wait until what was flushed is on the disk; may run beside `write`."""
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Write the index and close the file, which is closed even where that fails."""
         try:
@@ -98,8 +113,9 @@ def read_frames(
         cannot be decoded are left out.
     """
     missing = set(wanted)
+    # Kept from part to part: after a restart a video goes on in the middle of a group of pictures.
+    decoders: dict[tuple[int, str], tuple[PacketDecoder, GapFilter]] = {}
     for part in parts:
-        decoders: dict[tuple[int, str], tuple[PacketDecoder, GapFilter]] = {}
         for epoch, encoding, message in _messages(part):
             if not missing:
                 return

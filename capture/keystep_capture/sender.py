@@ -1,7 +1,8 @@
-"""A source's end of the wire: a DEALER socket that keeps one session going through outages.
+"""A source's end of the wire: keeps one session going through outages.
 
 A `Sender` says hello, sends packets as credit and the table of streams allow, answers the heartbeat
-and, when the server is silent or restarted, dials again and goes on in the same session.
+and, when the server is silent or restarted, goes on in the same session: what the server has not
+written down is sent again, in the order in which it was offered.
 """
 
 from __future__ import annotations
@@ -17,21 +18,21 @@ from typing import Literal
 import structlog
 import zmq
 
-from keystep_capture import access, sockets, wire
+from keystep_capture import wire
 from keystep_capture.clock import Clock
 from keystep_capture.errors import RefusedError, StateError, WireError
 from keystep_capture.key_files import DeviceKey
-from keystep_capture.outbox import Outbox, Pending
+from keystep_capture.link import Context, Link, Payload
+from keystep_capture.outbox import Outboxes, Pending
+
+__all__ = ["Callbacks", "Payload", "Sender", "Source"]
 
 log = structlog.get_logger(__name__)
 
 SILENCE_S = 5.0
 FIRST_BACKOFF_S = 0.2
 LAST_BACKOFF_S = 5.0
-_NOBLOCK = int(zmq.NOBLOCK)
-_MORE = int(zmq.SNDMORE) | _NOBLOCK
 
-Payload = bytes | bytearray | memoryview
 State = Literal["connecting", "open", "finished", "closed"]
 
 
@@ -110,14 +111,12 @@ class Sender:
         self._key = key
         self._callbacks = callbacks or Callbacks()
         self._clock = clock
-        self._outboxes = {name: Outbox(name, lossless=source.replay) for name in source.streams}
+        self._outboxes = Outboxes(source.streams, replay=source.replay)
         self._session = source.session
         self._epoch = -1
         self._welcomed = False
         self._hello_outdated = False
-        self._heard_ns = clock()
-        self._socket: zmq.Socket[bytes] | None = None
-        self._drain: sockets.Drain | None = None
+        self._link: Link | None = None
         self._failure: WireError | None = None
         self._changed = asyncio.Event()
         self._finish_wanted = False
@@ -138,11 +137,11 @@ class Sender:
 
     def dropped(self) -> dict[str, int]:
         """Packets dropped here so far, per stream."""
-        return {name: box.dropped_count for name, box in self._outboxes.items()}
+        return self._outboxes.counts(lambda box: box.dropped_count)
 
     def sent(self) -> dict[str, int]:
         """Packets sent so far, per stream."""
-        return {name: box.sent_count for name, box in self._outboxes.items()}
+        return self._outboxes.counts(lambda box: box.sent_count)
 
     def offer(
         self,
@@ -189,15 +188,14 @@ class Sender:
             calibrates=calibrates,
             rig_from_sensor=rig_from_sensor,
         )
-        box = self._outboxes[stream]
-        kept = box.offer(pending, self._clock())
+        kept = self._outboxes.offer(stream, pending, self._clock())
         if self._welcomed:
-            self._pump(stream, box)
+            self._outboxes.send_of(stream, self._transmit)
         return kept
 
     def has_room(self, stream: str) -> bool:
         """Whether a packet offered now would be sent at once."""
-        return self._welcomed and self._outboxes[stream].has_room()
+        return self._welcomed and self._outboxes.has_room(stream)
 
     async def room(self, stream: str) -> None:
         """Wait until there is credit for a packet of this stream: how a replay loses nothing.
@@ -268,15 +266,17 @@ class Sender:
         """Begin a new epoch: the headset was restarted, its clock and numbers began anew."""
         self._instance = instance
         self._epoch = -1  # what is offered from now on belongs to the epoch the server will name
-        for box in self._outboxes.values():
+        for box in self._outboxes:
             box.start_epoch()
-        if self._socket is not None and not self._welcomed:
+        if self._link is not None and not self._welcomed:
             self._hello_outdated = True  # its welcome is on the way and must not be mistaken
         else:
             self._say_hello()
 
     async def finish(self, *, close: bool, timeout_s: float = 60.0) -> None:
         """Send what is still held, say so and, with `close`, have the session closed.
+
+        Returns when the server has written all of it down.
 
         Raises:
             StateError: The server did not take it all within `timeout_s`.
@@ -288,9 +288,7 @@ class Sender:
         self._maybe_finished()
         try:
             async with asyncio.timeout(timeout_s):
-                while self.state not in ("finished", "closed") or (
-                    close and self.state != "closed"
-                ):
+                while not self._is_finished(close=close):
                     if self._failure is not None:
                         raise self._failure
                     await self._wait_for_change()
@@ -307,7 +305,7 @@ class Sender:
             RefusedError: The server refused this source for good.
             ProtocolError: The server speaks another major version.
         """
-        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
+        context: Context = zmq.Context(io_threads=1)
         backoff_s, told = FIRST_BACKOFF_S, False
         try:
             while not self._is_over():
@@ -332,49 +330,44 @@ class Sender:
 
     # -- connection ------------------------------------------------------------------------------
 
-    def _connect(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
-        socket = context.socket(zmq.DEALER)
-        socket.setsockopt(zmq.LINGER, 500)
-        socket.setsockopt(zmq.RCVHWM, 64)
+    def _connect(self, context: Context) -> None:
         # libzmq hands room back in halves of its mark, so twice the credit never meets it
-        windows = sum(box.spec.window_packets for box in self._outboxes.values())
-        socket.setsockopt(zmq.SNDHWM, 16 + 2 * windows)
-        socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_PICTURE_BYTES)
-        socket.setsockopt(zmq.RECONNECT_IVL, 100)
-        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
-        if self._key is not None:
-            access.secure_client(socket, self._key)
+        windows = sum(box.spec.window_packets for box in self._outboxes)
         try:
-            socket.connect(self._server)
-        except zmq.ZMQError as error:
-            socket.close(linger=0)
-            self._failure = RefusedError(
-                f"server endpoint {self._server!r} is not usable ({error}); "
-                "expected e.g. tcp://127.0.0.1:8041"
+            self._link = Link(
+                self,
+                context=context,
+                server=self._server,
+                key=self._key,
+                send_limit=16 + 2 * windows,
+                clock=self._clock,
             )
-            raise self._failure from None
-        self._socket = socket
-        self._drain = sockets.Drain(socket, asyncio.get_running_loop(), self._take_one)
-        self._heard_ns = self._clock()
-        self._say_hello()
+        except RefusedError as error:
+            self._failure = error
+            raise
 
     def _disconnect(self) -> None:
+        self.on_disconnected()
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+
+    def on_connected(self) -> None:
+        """Say who sends what: the link's server does not know it yet."""
+        self._say_hello()
+
+    def on_disconnected(self) -> None:
+        """Wait for the next welcome."""
         self._welcomed = False
-        for box in self._outboxes.values():
+        for box in self._outboxes:
             box.disconnect()
-        if self._drain is not None:
-            self._drain.close()
-            self._drain = None
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
 
     async def _watch(self) -> bool:
         """Stay while the server is heard; whether it ever welcomed us."""
         was_open = False
         while self.state != "closed" and self._failure is None:
             was_open = was_open or self._welcomed
-            if self._clock() - self._heard_ns > SILENCE_S * 1e9:
+            if self._link is None or self._clock() - self._link.heard_ns > SILENCE_S * 1e9:
                 break
             self._expire()
             with contextlib.suppress(TimeoutError):
@@ -384,7 +377,7 @@ class Sender:
 
     def _say_hello(self) -> None:
         self._welcomed = self._hello_outdated = False
-        for box in self._outboxes.values():
+        for box in self._outboxes:
             box.disconnect()
         source = self._source
         self._send(
@@ -405,72 +398,44 @@ class Sender:
         )
 
     def _send(self, message: wire.ClientMessage) -> None:
-        if self._socket is None or self._drain is None:
-            return
-        with contextlib.suppress(zmq.Again):  # the server does not read: the heartbeat will tell
-            self._socket.send(wire.encode(message), zmq.NOBLOCK)
-        self._drain.poke()
+        if self._link is not None:
+            self._link.send(message)  # where it cannot be sent, the heartbeat will tell
 
-    def _pump(self, stream: str, box: Outbox) -> None:
-        """Send what waits in a box and has credit."""
-        while (ready := box.next_ready()) is not None:
-            try:
-                self._transmit(stream, ready)
-            except zmq.Again:  # libzmq's own queue is full: the next credit or heartbeat goes on
-                box.put_back(ready)
-                return
-
-    def _transmit(self, stream: str, pending: Pending) -> None:
-        assert self._socket is not None
-        assert self._drain is not None
+    def _transmit(self, stream: str, pending: Pending) -> bool:
+        assert self._link is not None
         assert self._session is not None
-        header = wire.encode(
-            wire.PacketHeader(
-                protocol=wire.PROTOCOL,
-                session=self._session,
-                epoch=self._epoch,
-                stream=stream,
-                sequence=pending.sequence,
-                device_time_ns=pending.device_time_ns,
-                send_time_ns=self._clock(),
-                encoding=pending.encoding,
-                keyframe=pending.keyframe,
-                width=pending.width,
-                height=pending.height,
-                intrinsics=pending.intrinsics,
-                pose=pending.pose,
-                valid=pending.valid,
-                frame_idx=pending.frame_idx,
-                depth_unit_m=pending.depth_unit_m,
-                upright_turns=pending.upright_turns,
-                calibrates=pending.calibrates,
-                rig_from_sensor=pending.rig_from_sensor,
-            )
+        header = wire.PacketHeader(
+            protocol=wire.PROTOCOL,
+            session=self._session,
+            epoch=self._epoch,
+            stream=stream,
+            sequence=pending.sequence,
+            device_time_ns=pending.device_time_ns,
+            send_time_ns=self._clock(),
+            encoding=pending.encoding,
+            keyframe=pending.keyframe,
+            width=pending.width,
+            height=pending.height,
+            intrinsics=pending.intrinsics,
+            pose=pending.pose,
+            valid=pending.valid,
+            frame_idx=pending.frame_idx,
+            depth_unit_m=pending.depth_unit_m,
+            upright_turns=pending.upright_turns,
+            calibrates=pending.calibrates,
+            rig_from_sensor=pending.rig_from_sensor,
         )
-        socket, payload = self._socket, pending.payload
-        socket.send(header, _MORE)
-        # Without a copy from pyzmq's threshold of 64 KiB on; below it a copy is cheaper.
-        socket.send(payload, _NOBLOCK, copy=False)
-        self._drain.poke()
+        return self._link.send_packet(header, pending.payload)
 
     # -- taking messages -------------------------------------------------------------------------
 
-    def _take_one(self) -> None:
-        assert self._socket is not None
-        header: bytes = self._socket.recv(zmq.NOBLOCK)
-        payload: bytes = self._socket.recv(zmq.NOBLOCK) if self._socket.get(zmq.RCVMORE) else b""
-        while self._socket.get(zmq.RCVMORE):
-            self._socket.recv(zmq.NOBLOCK)
-        self._heard_ns = self._clock()
-        try:
-            message = wire.decode_server_message(header)
-            if isinstance(message, wire.Picture):
-                wire.check_picture(len(payload))
-        except WireError as error:
-            self._failure = error if error.reason == "protocol_version" else self._failure
-            log.warning("message from the server dropped", reason=error.reason, error=str(error))
-            self._notify()
-            return
+    def on_unreadable(self, error: WireError) -> None:
+        """End, if the server speaks another protocol."""
+        self._failure = error if error.reason == "protocol_version" else self._failure
+        self._notify()
+
+    def on_message(self, message: wire.ServerMessage | None, payload: bytes) -> None:
+        """Act on what the server said."""
         if isinstance(message, wire.Credit):
             self._take_credit(message)
         elif isinstance(message, wire.ClockRequest):
@@ -498,12 +463,12 @@ class Sender:
             self._say_hello()
             return
         if welcome.epoch != self._epoch:
-            for box in self._outboxes.values():
+            for box in self._outboxes:
                 box.start_epoch(keep_offered=self._epoch == -1)
         self._session, self._epoch = welcome.session, welcome.epoch
         for name, grant in welcome.streams.items():
-            if name in self._outboxes:
-                self._outboxes[name].welcome(grant.granted, grant.received_sequence)
+            if (known := self._outboxes.get(name)) is not None:
+                known.welcome(grant.granted, grant.received_sequence, grant.acknowledged_sequence)
         self._expire()
         self._welcomed = True
         if self.state in ("connecting", "finished"):
@@ -514,23 +479,26 @@ class Sender:
     def _take_credit(self, credit: wire.Credit) -> None:
         box = self._outboxes.get(credit.stream)
         if box is not None and self._welcomed:
-            box.grant(credit.granted, credit.received_sequence)
+            acknowledged = credit.acknowledged_sequence
+            box.grant(
+                credit.granted, credit.received_sequence if acknowledged is None else acknowledged
+            )
             self._flush()
 
     def _flush(self) -> None:
-        for name, box in self._outboxes.items():
-            self._pump(name, box)
+        self._outboxes.send(self._transmit)
         self._maybe_finished()
         self._notify()
 
     def _answer_clock(self, request: wire.ClockRequest) -> None:
+        received_ns = self._clock() if self._link is None else self._link.heard_ns
         self._flush()
         self._send(
             wire.ClockReply(
                 protocol=wire.PROTOCOL,
                 request_id=request.request_id,
                 server_time_ns=request.server_time_ns,
-                receive_time_ns=self._heard_ns,
+                receive_time_ns=received_ns,
                 reply_time_ns=self._clock(),
                 dropped=self.dropped(),
             )
@@ -541,7 +509,7 @@ class Sender:
         if self._source.replay:
             return  # lossless: nothing is given up
         now_ns = self._clock()
-        for box in self._outboxes.values():
+        for box in self._outboxes:
             box.expire(now_ns)
 
     def _take_refusal(self, refused: wire.Refused) -> None:
@@ -551,7 +519,8 @@ class Sender:
         elif refused.fatal:
             self._failure = RefusedError(refused.message, refused.reason)
         elif refused.reason == "hello_required":
-            self._say_hello()
+            if self._welcomed:  # else it is said already, and a second one would not be answered
+                self._say_hello()
         else:
             log.warning(
                 "the server refused a message", reason=refused.reason, error=refused.message
@@ -561,11 +530,11 @@ class Sender:
     def _maybe_finished(self) -> None:
         if not (self._finish_wanted and self._welcomed) or self.state in ("finished", "closed"):
             return
-        if all(box.is_empty for box in self._outboxes.values()):
+        if self._outboxes.are_empty:
             self._send(
                 wire.Finished(
                     protocol=wire.PROTOCOL,
-                    last_sequences={n: b.last_sequence for n, b in self._outboxes.items()},
+                    last_sequences=self._outboxes.counts(lambda box: box.last_sequence),
                     close=self._close_wanted,
                 )
             )
@@ -580,6 +549,11 @@ class Sender:
     async def _wait_for_change(self) -> None:
         self._changed.clear()
         await self._changed.wait()
+
+    def _is_finished(self, *, close: bool) -> bool:
+        if self.state == "closed":
+            return True
+        return self.state == "finished" and not close and self._outboxes.are_acknowledged
 
     def _is_over(self) -> bool:
         return self.state == "closed"

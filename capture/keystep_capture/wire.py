@@ -78,11 +78,12 @@ class Hello(Message, tag="hello", frozen=True):
     time_scale: float = 1.0
 
 
-class StreamGrant(msgspec.Struct, kw_only=True, frozen=True):
-    """Where a stream stands when a connection begins."""
+class StreamGrant(msgspec.Struct, kw_only=True, omit_defaults=True, frozen=True):
+    """Where a stream stands when a connection begins; `None`: all that was received is written."""
 
     granted: int
     received_sequence: int
+    acknowledged_sequence: int | None = None
 
 
 class Welcome(Message, tag="welcome", frozen=True):
@@ -103,11 +104,12 @@ class Refused(Message, tag="refused", frozen=True):
 
 
 class Credit(Message, tag="credit", frozen=True):
-    """How many packets of a stream may be sent in all, and what has been taken."""
+    """How many packets of a stream may be sent in all, what was taken and what is written down."""
 
     stream: Name
     granted: int
     received_sequence: int
+    acknowledged_sequence: int | None = None
 
 
 class ClockRequest(Message, tag="clock_request", frozen=True):

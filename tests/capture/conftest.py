@@ -134,6 +134,9 @@ class Recorder:
 
     def on_finished(self, peer: Peer, finished: wire.Finished) -> None:
         self.finished.append(finished)
+        if self.receiver is not None:
+            for lane in peer.lanes.values():
+                self.receiver.acknowledge(lane, lane.received_sequence)
         if finished.close and self.receiver is not None:
             self.receiver.dismiss(peer)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Iterable
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -258,3 +259,42 @@ def test_ticks_of_another_leading_stream_go_on_where_the_last_ones_ended() -> No
 def test_the_leading_stream_is_not_waited_for_twice() -> None:
     (tick,) = feed(TickAligner(leading="rgb", others=["rgb"]), [("rgb", 5)])
     assert shown(tick) == {"rgb": 5}
+
+
+# -- handing over ------------------------------------------------------------------------------
+
+
+@given(seed=st.integers(0, 2**32), cut=st.integers(0, 400))
+def test_an_aligner_that_goes_on_from_anothers_state_makes_the_same_ticks(
+    seed: int, cut: int
+) -> None:
+    delays = Random(seed)
+    arrivals = in_time_order(rgb=times(30), gaze=times(60), head=times(5))
+    arrivals.sort(key=lambda arrival: arrival[1] + delays.randrange(200 * MS))
+    whole = feed(aligner("gaze", "head"), arrivals)
+    first, second = aligner("gaze", "head"), aligner("gaze", "head")
+    made = feed(first, arrivals[:cut], flush=False)
+    second.go_on_from(first.state())
+    made += feed(second, arrivals[cut:])
+    assert made == whole
+    assert second.late_counts.keys() == {"rgb", "gaze", "head"}
+
+
+def test_a_better_leading_stream_finds_the_samples_that_came_before_it() -> None:
+    others = ("gaze", "head")
+    old = TickAligner(leading="head", others=others)
+    made = feed(old, in_time_order(head=times(30, stop_ns=S), gaze=times(60, stop_ns=S)))
+    new = TickAligner(leading="rgb", others=others)
+    new.go_on_from(old.state())
+    assert feed(new, [("rgb", 900 * MS)], flush=True) == []  # a tick was made there
+    (tick,) = feed(new, [("rgb", S)])
+    assert tick.index == len(made)
+    ages_ns = {name: S - at_ns for name, at_ns in shown(tick).items() if at_ns is not None}
+    assert ages_ns.keys() == {"rgb", "gaze", "head"}
+    assert max(ages_ns.values()) < 40 * MS
+
+
+def test_what_a_leading_stream_holds_for_its_successor_is_bounded() -> None:
+    old = TickAligner(leading="head", others=("head",))
+    feed(old, in_time_order(head=times(60, stop_ns=60 * S)), flush=False)
+    assert len(old.state().held["head"]) < 20

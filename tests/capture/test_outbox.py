@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from keystep_capture.errors import WireError
-from keystep_capture.outbox import MAX_KEPT_PACKETS, Outbox, Pending
+from keystep_capture.outbox import MAX_KEPT_PACKETS, Outbox, Outboxes, Pending
 
 S = 1_000_000_000
 
@@ -21,6 +21,10 @@ def video(*, keyframe: bool = False) -> Pending:
 
 def gaze() -> Pending:
     return Pending(device_time_ns=0, payload=b"g" * 24, encoding="ray_f32", keyframe=False)
+
+
+def pose() -> Pending:
+    return Pending(device_time_ns=0, payload=b"h" * 64, encoding="pose_f32", keyframe=False)
 
 
 def sent_sequences(box: Outbox) -> list[int]:
@@ -268,6 +272,90 @@ def test_a_server_that_stays_away_costs_bounded_memory() -> None:
     assert box.dropped_count == 5
     box.welcome(MAX_KEPT_PACKETS + 5, -1)
     assert sent_sequences(box) == list(range(5, MAX_KEPT_PACKETS + 5))
+
+
+# -- what is written down ------------------------------------------------------------------------
+
+
+@given(received=st.integers(-1, 9), behind=st.integers(0, 10), restored=st.booleans())
+def test_what_was_received_but_not_written_down_is_kept_for_a_killed_server(
+    received: int, behind: int, restored: bool
+) -> None:
+    acknowledged = max(-1, received - behind)
+    box = gaze_box(offered=10, granted=10)
+    assert sent_sequences(box) == list(range(10))
+    box.welcome(10, received, acknowledged)  # the same server: it lacks what came after
+    assert sent_sequences(box) == list(range(received + 1, 10))
+    if restored:  # another process: it has what was written down
+        box.welcome(10, acknowledged, acknowledged)
+        assert sent_sequences(box) == list(range(acknowledged + 1, 10))
+    box.grant(20, 9)
+    assert box.is_acknowledged
+
+
+def test_a_replay_waits_for_acknowledgement_rather_than_lose_what_it_may_have_to_send_again() -> (
+    None
+):
+    box = Outbox("rgb", lossless=True)
+    box.welcome(2 * MAX_KEPT_PACKETS, -1)
+    while box.has_room():
+        assert box.offer(video(keyframe=True), 0)
+        assert box.next_ready() is not None
+    assert box.sent_count == MAX_KEPT_PACKETS
+    box.grant(2 * MAX_KEPT_PACKETS, 99)
+    assert box.has_room()
+    assert box.dropped_count == 0
+
+
+def test_a_replay_waits_when_it_keeps_too_many_bytes() -> None:
+    box = Outbox("rgb", lossless=True)
+    box.welcome(500, -1)
+    picture = bytes(4 * 1024 * 1024)
+    while box.has_room():
+        box.offer(Pending(device_time_ns=0, payload=picture, encoding="h264", keyframe=True), 0)
+        box.next_ready()
+    assert box.sent_count == 64  # 256 MiB
+    box.grant(500, 0)
+    assert box.has_room()
+
+
+def offered(boxes: Outboxes, streams: str) -> None:
+    for name in streams:
+        boxes.offer("gaze" if name == "g" else "rgb", gaze() if name == "g" else video(), 0)
+
+
+@given(streams=st.text("gr", min_size=1, max_size=30), granted=st.integers(0, 20))
+def test_a_replay_sends_again_in_the_order_of_all_its_streams(streams: str, granted: int) -> None:
+    boxes = Outboxes(("rgb", "gaze"), replay=True)
+    offered(boxes, streams)
+    for box in boxes:
+        box.welcome(granted, -1)
+    went: list[str] = []
+    boxes.send(lambda stream, _: went.append(stream[0]) is None)
+    assert streams.startswith("".join(went))  # "rgb" and "gaze" begin with r and g
+    left = streams[len(went) :]
+    assert not left or streams[: len(went)].count(left[0]) == granted
+    assert boxes.has_room("gaze") == (not left and streams.count("g") < granted)
+
+
+def test_a_stream_without_credit_does_not_keep_the_others_waiting() -> None:
+    boxes = Outboxes(("head", "gaze"), replay=False)
+    for name in ("head", "gaze", "gaze"):
+        boxes.offer(name, gaze() if name == "gaze" else pose(), 0)
+    boxes["gaze"].welcome(5, -1)
+    went: list[str] = []
+    boxes.send(lambda stream, _: went.append(stream) is None)
+    assert went == ["gaze", "gaze"]
+
+
+def test_a_packet_that_cannot_be_sent_is_the_next_one_again() -> None:
+    boxes = Outboxes(("gaze",), replay=True)
+    offered(boxes, "ggg")
+    boxes["gaze"].welcome(9, -1)
+    tried: list[int] = []
+    boxes.send(lambda _, pending: tried.append(pending.sequence) is None and len(tried) < 2)
+    boxes.send(lambda _, pending: tried.append(pending.sequence) is None)
+    assert tried == [0, 1, 1, 2]
 
 
 # -- numbering ---------------------------------------------------------------------------------

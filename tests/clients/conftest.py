@@ -94,6 +94,8 @@ class RecordingServer:
 
     def on_finished(self, peer: Peer, finished: wire.Finished) -> None:
         self.finished.append(finished)
+        for lane in peer.lanes.values():
+            self.receiver.acknowledge(lane, lane.received_sequence)
         if finished.close:
             self.receiver.dismiss(peer)
 

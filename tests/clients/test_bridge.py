@@ -178,7 +178,7 @@ async def test_the_headsets_clock_is_passed_on_within_its_stated_uncertainty(
         after_ns = time.monotonic_ns()
         told = server.peers[-1].device_clock
     assert told is not None
-    assert told.rate == time_scale
+    assert abs(told.rate / time_scale - 1) < 1e-3
     # Bridge and test read the same clock, so the truth is known but for the reading itself.
     then_ns = told.bridge_time_ns + (device_ns - told.device_time_ns) / told.rate
     assert before_ns - told.uncertainty_ns - 100 <= then_ns <= after_ns + told.uncertainty_ns + 100

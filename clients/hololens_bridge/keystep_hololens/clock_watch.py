@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+import structlog
+
 from keystep_capture.clock import Clock, ClockEstimator
 from keystep_capture.sender import Sender
 from keystep_hololens.hl2ss import client, conventions
 from keystep_hololens.uplink import CLOCK_JUMP_NS
 
 CLOCK_PROBES = 6
+
+
+log = structlog.get_logger(__name__)
 
 
 class ClockWatch:
@@ -60,11 +65,13 @@ class ClockWatch:
             self._on_restart()
         self.read_ns = began_ns
         for probe in probes:
-            self._estimator.add(
+            stepped = self._estimator.add(
                 send_ns=probe.local_send_ns,
                 remote_receive_ns=conventions.device_time_ns(probe.device_time_hns),
                 receive_ns=probe.local_receive_ns,
             )
+            if stepped:
+                log.warning("the headset's clock or ours stepped: its offset is measured anew")
         reading = self._estimator.reading(self._clock())
         if reading is not None:
             self._sender.tell_device_clock(

@@ -248,6 +248,17 @@ SERVER: list[tuple[str, dict[str, Any], bytes | None]] = [
         None,
     ),
     (
+        "credit with what is written down",
+        {
+            "type": "credit",
+            "protocol": "1.1",
+            "stream": "rgb",
+            "granted": 48,
+            "received_sequence": 15,
+            "acknowledged_sequence": 11,
+        },
+    ),
+    (
         "clock_request",
         {
             "type": "clock_request",
