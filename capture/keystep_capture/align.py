@@ -153,7 +153,11 @@ class TickAligner:
         If another stream led it, the ticks it made are not made again: they go on after them.
         """
         self._index = state.index
-        self._next_due_ns = state.next_due_ns
+        if state.next_due_ns is not None:
+            own_ns = self._next_due_ns
+            self._next_due_ns = max(
+                state.next_due_ns, state.next_due_ns if own_ns is None else own_ns
+            )
         self._newest_ns = {k: v for k, v in state.newest_ns.items() if k in self.late_counts}
         self.late_counts |= {k: n for k, n in state.late_counts.items() if k in self.late_counts}
         for name, held in self._held.items():

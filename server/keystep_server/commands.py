@@ -135,7 +135,7 @@ class CommandDesk:
                     raise StateError(f"session {session_id} is being closed; open a new one")
                 outcome = await self._act(live, command, command_id)
                 live.commands.keep(command_id, outcome)
-                live.save()
+            await live.written_down(command_id)
         finally:
             self._waiting[session_id] -= 1
             if not self._waiting[session_id]:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from keystep_capture.align import Tick
+from keystep_capture.errors import DataError
 
 EMBEDDING_SIZE = 1280
 APPEARANCE, GAZE, HEAD, HANDS, DEPTH = 1, 2, 4, 8, 16
@@ -45,7 +46,7 @@ class TickStore:
         whole_rows = self._file.tell() // TICK_ROW.itemsize
         os.truncate(path, whole_rows * TICK_ROW.itemsize)
         self._file.seek(0, os.SEEK_END)
-        self.row_count = whole_rows
+        self.row_count = self.flushed_count = whole_rows
         self.feature_count = 0
         self.cue_counts = dict.fromkeys(_CUE_NAMES, 0)  # ticks that have it, since it was opened
         self._row = np.zeros(1, TICK_ROW)
@@ -73,9 +74,27 @@ class TickStore:
         self._file.write(row.tobytes())
         self.row_count += 1
 
+    def truncate(self, row_count: int, feature_count: int) -> None:
+        """Take back all rows but the first ones, as a checkpoint counted them.
+
+        Raises:
+            DataError: The file has fewer rows.
+        """
+        if row_count > self.row_count:
+            raise DataError(f"{self.path.name} has {self.row_count} rows, expected {row_count}")
+        os.truncate(self.path, row_count * TICK_ROW.itemsize)
+        self._file.seek(0, os.SEEK_END)
+        self.row_count = self.flushed_count = row_count
+        self.feature_count = feature_count
+
     def flush(self) -> None:
         """Hand what was appended to the operating system."""
         self._file.flush()
+        self.flushed_count = self.row_count
+
+    def sync(self) -> None:
+        """Wait until what was flushed is on the disk; may run beside `append`."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Flush and close the file."""

@@ -122,7 +122,7 @@ class Ingest:
         if self._watch is not None:
             self._watch.cancel()
         await asyncio.gather(
-            *(live.finish() for live in self._live.values()), return_exceptions=True
+            *(live.finish(flush=False) for live in self._live.values()), return_exceptions=True
         )
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(self._executor.shutdown)
@@ -141,14 +141,15 @@ class Ingest:
             epoch = await self._epoch_of(live, hello, fresh=fresh)
             await self._refuse_ended(session.id)  # it may have been closed while this waited
             self._live[session.id] = live
-        lanes = {}
-        for name in hello.streams:
-            if name not in STREAMS:
-                continue  # not granted: the welcome shows it, and its packets are refused
-            old = live.lanes.get(name)
-            lane = old.handed_over(epoch=epoch) if old else Lane(spec=STREAMS[name], epoch=epoch)
-            live.lanes[name] = lanes[name] = lane
-            live.instances[name] = hello.instance
+            lanes = {}
+            for name in hello.streams:
+                if name not in STREAMS:
+                    continue  # not granted: the welcome shows it, and its packets are refused
+                old = live.lanes.get(name)
+                lane = old.handed_over(epoch=epoch) if old else Lane(STREAMS[name], epoch)
+                live.lanes[name] = lanes[name] = lane
+                live.instances[name] = hello.instance
+            await asyncio.to_thread(live.write_sources)
         return Admission(session_id=session.id, epoch=epoch, lanes=lanes)
 
     def on_joined(self, peer: Peer) -> None:
@@ -216,6 +217,8 @@ class Ingest:
 
     def on_finished(self, peer: Peer, finished: wire.Finished) -> None:
         """A peer has sent all; close the session if it asks for that."""
+        if (live := self._live.get(peer.session_id)) is not None:
+            live.save_soon()
         if finished.close and self._registry is not None:
             self._spawn(self._registry.close(peer.session_id, "finished by its device"))
 
@@ -302,14 +305,22 @@ class Ingest:
             raise RefusedError(f"session {session_id} is closed; open a new one", "session_closed")
 
     async def _epoch_of(self, live: LiveSession, hello: wire.Hello, *, fresh: bool) -> int:
-        """The epoch of a hello: a stream that another instance sent begins a new one."""
+        """The epoch of a hello: a stream that another instance sent begins a new one.
+
+        A source that is known stays in its epoch, whatever others of the session have begun since.
+        """
+        known = [name for name in hello.streams if name in live.instances]
+        if any(live.instances[name] != hello.instance for name in known):
+            return await self._begin_epoch(live)
+        if len(epochs := {live.lanes[name].epoch for name in known}) == 1:
+            return epochs.pop()
+        if fresh and not live.instances:
+            return await self._begin_epoch(live)
+        return live.epoch
+
+    async def _begin_epoch(self, live: LiveSession) -> int:
         assert self._registry is not None
-        restarted = any(
-            live.instances.get(name, hello.instance) != hello.instance for name in hello.streams
-        )
-        if (fresh and not live.instances) or restarted:
-            epoch = await self._registry.begin_epoch(live.session.id)
-            live.epoch = epoch
+        live.epoch = await self._registry.begin_epoch(live.session.id)
         return live.epoch
 
     def _open(self, session: Session) -> LiveSession:
@@ -346,6 +357,7 @@ class Ingest:
                 executor=self._executor,
                 clock=parts.clock,
                 consumed=self._consumed,
+                acknowledge=self._acknowledge,
                 send_guidance=self._send_guidance,
                 publish_guidance=parts.publisher.guidance,
             ),
@@ -359,6 +371,10 @@ class Ingest:
     def _consumed(self, lane: Lane) -> None:
         if self._receiver is not None:
             self._receiver.consumed(lane)
+
+    def _acknowledge(self, lane: Lane, sequence: int) -> None:
+        if self._receiver is not None:
+            self._receiver.acknowledge(lane, sequence)
 
     def _send_guidance(self, peer: Peer, guidance: wire.Guidance) -> None:
         if self._receiver is not None:
@@ -416,7 +432,7 @@ class Ingest:
             await asyncio.sleep(0.5)
             for live in list(self._live.values()):
                 live.work()
-                live.save_if_idle()
+                live.keep_up()
                 live.look_for_silence()
                 live.count_packets()
             self._count_refused()

@@ -6,9 +6,10 @@ Lives on the event loop; the pipeline's work runs in a thread, one batch at a ti
 from __future__ import annotations
 
 import asyncio
-import json
+import contextlib
+import functools
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -24,14 +25,16 @@ from keystep_capture.peers import Lane, Peer
 from keystep_capture.streams import STREAMS
 from keystep_models.psr.logic import StepCompletion
 from keystep_models.psr.recogniser import Retraction
+from keystep_server.checkpoint import Checkpoint, GuideState, SourceState
 from keystep_server.commands import CommandMemory
 from keystep_server.events import EventLog
 from keystep_server.guidance import Guide
+from keystep_server.keeper import SOURCES_FILE, STATE_FILE, Draft, Keeper
 from keystep_server.key_steps import progress_key_steps
 from keystep_server.latency import DisplayLatencies, Evidence, LatencyWindow
 from keystep_server.metrics import Metrics
 from keystep_server.pictures import StepPicture
-from keystep_server.pipeline import Change, Item, Outcome, SessionPipeline
+from keystep_server.pipeline import Change, Item, Outcome, PipelineMark, SessionPipeline
 from keystep_server.standing import StandingReports
 from keystep_server.storage import (
     Branch,
@@ -44,11 +47,13 @@ from keystep_server.storage import (
 )
 
 BATCH_PACKETS = 64
+WRITTEN_WITHIN_S = 5.0
+"""A command is answered after this even if the disk does not take it."""
 PUT_OFF_PACKETS = 8
 """So many packets may wait together for one that needs work at once: waking a thread for each
 frame between two ticks costs as much CPU as decoding it."""
-SAVE_EVERY_S = 1.0
-"""A killed server forgets at most what came in this time."""
+SPARE_REVISIONS = 1_000_000
+"""So many revisions may be given out before the next is written down; a restart skips them."""
 BLIND_AFTER_S = 3.0
 """The wearer is told "I can't see" when the evidence has been silent for this long."""
 _SENSORS = frozenset(STREAMS) - {"detections"}
@@ -66,6 +71,7 @@ class LiveServices:
     executor: Executor
     clock: Clock
     consumed: Callable[[Lane], None]
+    acknowledge: Callable[[Lane, int], None]
     send_guidance: Callable[[Peer, wire.Guidance], None]
     publish_guidance: Callable[[str, wire.Guidance], None]
 
@@ -101,9 +107,18 @@ class LiveSession:
     _evidence_ns: int | None = None
     _counted: dict[str, tuple[int, int]] = field(default_factory=dict)
     _finished: bool = False
-    _worked: dict[tuple[str, int], int] = field(default_factory=dict)
-    _saved_ns: int = 0
-    _unsaved: bool = False
+    _unstored: deque[Change] = field(default_factory=deque)
+    _written_commands: frozenset[str] = frozenset()
+    _keeper: Keeper = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._keeper = Keeper(
+            self.folder,
+            self.pipeline,
+            lossless=self.session.replay,
+            clock=self.services.clock,
+            on_written=self._acknowledge,
+        )
 
     # -- packets ---------------------------------------------------------------------------------
 
@@ -150,18 +165,33 @@ class LiveSession:
         """Whether nothing more is taken."""
         return self._finished
 
-    async def finish(self) -> None:
-        """Work off what is queued, wait for the models and close the files; takes no more then."""
+    async def finish(self, *, flush: bool = True) -> None:
+        """Work off what is queued, wait for the models, write all down and close the files.
+
+        Takes no more then. With `flush`, ticks that are not complete are made too: nothing more
+        will come. Without, a restarted server goes on with them.
+
+        Raises:
+            OSError: The disk did not take it.
+        """
         self._finished = True
         await self.drained()
         loop = asyncio.get_running_loop()
+        finish = functools.partial(self.pipeline.finish, flush=flush)
         async with self.turn:
-            await loop.run_in_executor(self.services.executor, self.pipeline.finish)
-            self._note_features()
-            self.save()
+            try:
+                await loop.run_in_executor(self.services.executor, finish)
+                self._note_features()
+                await self._store_changes()
+                await self._keeper.finish(functools.partial(self._draft, spare_revisions=1))
+            finally:
+                self.pipeline.close()
 
-    async def _work(self) -> None:
+    async def _work(self, *, settle: bool = False) -> None:
         loop = asyncio.get_running_loop()
+        if settle:
+            async with self.turn:
+                await self._settle()
         while self._inbox:
             async with self.turn:
                 await self._work_batch(loop)
@@ -177,17 +207,15 @@ class LiveSession:
             self.last_error = f"{type(error).__name__}: {error}"
             log.exception("a batch of packets failed", session=self.session.id)
         for item in batch:
-            self._worked[item.header.stream, item.header.epoch] = item.header.sequence
+            self._keeper.note(item.header, len(item.payload))
             self.services.consumed(item.lane)
-        self._unsaved = True
-        if self.services.clock() - self._saved_ns > SAVE_EVERY_S * 1e9:
-            self.save()
+        self._keep_up()
 
     async def _act_on(self, outcome: Outcome, batch: list[Item]) -> None:
         for (stream, reason), count in outcome.dropped.items():
             self._count_dropped(stream, reason, count)
-        for change in outcome.changes:
-            await self._store_change(change)
+        self._unstored.extend(outcome.changes)
+        await self._store_changes()
         self._note_features()
         if self.guide is None or not any(item.header.stream == "detections" for item in batch):
             return
@@ -200,7 +228,26 @@ class LiveSession:
             self.tell(device_time_ns=batch[-1].header.device_time_ns)
         if outcome.changes:
             await asyncio.to_thread(self.store_progress)
-            self._saved_ns = 0  # due when this batch is done
+            self._keeper.hurry()
+
+    async def _store_changes(self) -> None:
+        """Commit the step events; one that fails stays, and nothing is acknowledged until then."""
+        while self._unstored:
+            await self._store_change(self._unstored[0])
+            self._unstored.popleft()
+
+    async def _settle(self) -> None:
+        """Store what was held up or has come since the last packet."""
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(self.services.executor, self.pipeline.settle)
+            self._note_features()
+            await self._store_changes()
+        except Exception as error:  # it is tried again in a while
+            self.last_error = f"{type(error).__name__}: {error}"
+            log.error("a session is held up", session=self.session.id, error=str(error))
+            return
+        self._keep_up()
 
     def _count_dropped(self, stream: str, reason: str, count: int) -> None:
         self.dropped[stream, reason] += count
@@ -252,7 +299,11 @@ class LiveSession:
                 "confidence": min(1.0, max(0.0, retraction.confidence)),
             },
         )
-        await self.services.events.retract(event_id, taken_back)
+        try:
+            await self.services.events.retract(event_id, taken_back)
+        except Exception:
+            self.guide.standing.add(retraction.step, event_id)  # it will be tried again
+            raise
 
     def store_progress(self) -> None:
         """Write down how far the procedure is; blocks. Without a procedure there is nothing."""
@@ -413,11 +464,7 @@ class LiveSession:
         refused = Counter(self.refused_before)
         for peer in self.peers:
             refused.update(peer.dropped)
-        clocks = [
-            {"device_uncertainty_ms": round(reading.uncertainty_at(now_ns) / 1e6, 3)}
-            for peer in self.peers
-            if (reading := peer.device_reading(now_ns)) is not None
-        ]
+        clocks = [clock for peer in self.peers if (clock := self._clock_stats(peer, now_ns))]
         latest = self.guide.latest if self.guide else None
         return {
             "live": True,
@@ -440,83 +487,158 @@ class LiveSession:
                 "revision": latest.revision if latest else 0,
                 "acknowledged_revision": self.acknowledged_revision,
             },
-            "last_error": self.last_error or self.pipeline.disk_error,
+            "last_error": self.last_error or self._keeper.error or self.pipeline.disk_error,
         }
+
+    def _clock_stats(self, peer: Peer, now_ns: int) -> dict[str, Any]:
+        """What is known of a source's clock and of its headset's, each as read here."""
+        readings = {
+            "bridge": (peer.clock.reading(now_ns), 1.0),
+            "device": (peer.device_reading(now_ns), self.session.time_scale),
+        }
+        stats: dict[str, Any] = {}
+        for name, (reading, nominal_rate) in readings.items():
+            if reading is not None:
+                stats[f"{name}_uncertainty_ms"] = round(reading.uncertainty_at(now_ns) / 1e6, 3)
+                stats[f"{name}_drift_ppm"] = round(reading.drift_ppm(nominal_rate), 1)
+        if stats:
+            stats |= {"client": peer.hello.client, "steps": peer.clock.step_count}
+        return stats
 
     # -- resume ----------------------------------------------------------------------------------
 
     def restore(self) -> None:
-        """Go on where a stopped server wrote down that it was, if any did.
+        """Go on where a stopped or killed server wrote down that it was, if any did (blocks).
 
         What cannot be read is set aside and said: the session then goes on from the procedure's
         initial state.
         """
-        path = self.folder / "tracker.json"
-        if not path.exists():
-            return
+        with self._setting_aside(SOURCES_FILE):
+            for name, source in self._keeper.read_sources().items():
+                self.instances[name] = source.instance
+                self.lanes[name] = Lane(spec=STREAMS[name], epoch=source.epoch)
+        with self._setting_aside(STATE_FILE):
+            checkpoint = self._keeper.restore(self._restore_guide)
+            if checkpoint is not None:
+                self.first_device_time_ns = checkpoint.first_device_time_ns
+                self.commands = CommandMemory(checkpoint.commands)
+                self._restore_lanes(checkpoint)
+        with self._surviving_a_full_disk():
+            self._keeper.write(self._draft(self.pipeline.mark())())
+
+    @contextlib.contextmanager
+    def _surviving_a_full_disk(self) -> Iterator[None]:
+        """Guidance goes on without a disk; only nothing is acknowledged then."""
         try:
-            self._restore(json.loads(path.read_text()))
+            yield
+        except OSError as error:
+            self.last_error = f"the session's state is not written: {error}"
+            log.error("a session is not written down", session=self.session.id, error=str(error))
+
+    @contextlib.contextmanager
+    def _setting_aside(self, name: str) -> Iterator[None]:
+        try:
+            yield
         except (ValueError, KeyError, TypeError, KeystepError) as error:
+            path = self.folder / name
             path.replace(path.with_suffix(".unreadable"))
-            self.last_error = f"{path.name} could not be read, its state is lost: {error}"
+            self.last_error = f"{name} could not be read, its state is lost: {error}"
             log.error("a session's state is lost", session=self.session.id, error=str(error))
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        if self.guide is not None and state["logic"] is not None:
+    def _restore_guide(self, state: GuideState) -> None:
+        if self.guide is not None:
             standing = StandingReports(procedure=self.guide.procedure)
-            standing.restore(state["standing"])
-            self.guide.logic.restore(state["logic"])  # last: what fails leaves all as it was
+            standing.restore(state.standing)
+            self.guide.logic.restore(state.logic)  # last: what fails leaves all as it was
             self.guide.standing = standing
-            self.guide.looking_at = state.get("looking_at")
-            self.guide.said = tuple(state.get("said", ("", 0)))
-            self.guide.update(device_time_ns=0, revision=state["revision"] + 1)
-        self.commands = CommandMemory(state.get("commands", ()))
-        self.first_device_time_ns = state["first_device_time_ns"]
-        self.pipeline.detection_count = state["detection_count"]
-        for name, lane in state["lanes"].items():
-            self.instances[name] = lane["instance"]
+            self.guide.looking_at = state.looking_at
+            self.guide.said = state.said
+            self.guide.update(device_time_ns=0, revision=state.revision)
+
+    def _restore_lanes(self, checkpoint: Checkpoint) -> None:
+        for name, state in checkpoint.lanes.items():
+            place = state.resume or state
+            epoch = self.lanes[name].epoch if name in self.lanes else state.epoch
+            sequence = place.sequence if epoch == state.epoch else -1
+            self.instances.setdefault(name, state.instance)
             self.lanes[name] = Lane(
                 spec=STREAMS[name],
-                epoch=lane["epoch"],
-                received_sequence=lane["sequence"],
-                taken_before=lane["taken"],
-                lost=lane["lost"],
-                byte_count=lane["bytes"],
+                epoch=epoch,
+                received_sequence=sequence,
+                acknowledged_sequence=sequence,
+                taken_before=place.packets,
+                lost=place.lost,
+                byte_count=place.bytes,
             )
 
-    def save(self) -> None:
-        """Write down what a restarted server needs to go on; not while a batch is worked off."""
-        state = {
-            "logic": self.guide.logic.snapshot() if self.guide else None,
-            "standing": self.guide.standing.snapshot() if self.guide else [],
-            "revision": self.guide.latest.revision if self.guide and self.guide.latest else 0,
-            "looking_at": self.guide.looking_at if self.guide else None,
-            "said": self.guide.said if self.guide else ("", 0),
-            "commands": self.commands.snapshot(),
-            "detection_count": self.pipeline.detection_count,
-            "first_device_time_ns": self.first_device_time_ns,
-            "lanes": {
-                name: {
-                    "instance": self.instances[name],
-                    "epoch": lane.epoch,
-                    "sequence": self._worked.get((name, lane.epoch), -1),
-                    "taken": lane.taken_count,
-                    "lost": lane.lost,
-                    "bytes": lane.byte_count,
-                }
-                for name, lane in self.lanes.items()
-            },
+    def write_sources(self) -> None:
+        """Write down who sends what (blocks)."""
+        sources = {
+            name: SourceState(instance=self.instances[name], epoch=lane.epoch)
+            for name, lane in self.lanes.items()
         }
-        path = self.folder / "tracker.json"
-        path.with_suffix(".tmp").write_text(json.dumps(state))
-        path.with_suffix(".tmp").replace(path)
-        self._saved_ns = self.services.clock()
-        self._unsaved = False
+        with self._surviving_a_full_disk():
+            self._keeper.write_sources(sources)
 
-    def save_if_idle(self) -> None:
-        """Write down the state of a session that rests, if it has changed."""
-        if self._unsaved and self._is_idle and not self._finished:
-            self.save()
+    def keep_up(self) -> None:
+        """Bring a session that rests to the disk, if something of it is not there."""
+        if self._is_idle and not self._finished and (self._keeper.is_behind or self._unstored):
+            if not self._inbox:
+                self._keeper.hurry()
+            self._worker = asyncio.get_running_loop().create_task(
+                self._work(settle=True), name=f"pipeline {self.session.id}"
+            )
+
+    def save_soon(self) -> None:
+        """Write down what was taken so far as soon as it is worked off: its source is waiting."""
+        self._keeper.hurry()
+        self.keep_up()
+
+    def _keep_up(self) -> None:
+        if not self._unstored:  # else nothing may be acknowledged
+            self._keeper.keep_up(self._draft)
+
+    async def written_down(self, command_id: str) -> None:
+        """Wait until a command's outcome is on the disk, if the disk takes it; not in `turn`."""
+        deadline_ns = self.services.clock() + int(WRITTEN_WITHIN_S * 1e9)
+        self._keeper.hurry()
+        while command_id not in self._written_commands and not self._finished:
+            if self.services.clock() > deadline_ns:
+                log.error("a command is not written down", session=self.session.id)
+                return
+            self.keep_up()
+            await asyncio.sleep(0.01)
+
+    def _acknowledge(self, checkpoint: Checkpoint) -> None:
+        self._written_commands = frozenset(name for name, _, _ in checkpoint.commands)
+        for name, state in checkpoint.lanes.items():
+            lane = self.lanes.get(name)
+            if lane is not None and lane.epoch == state.epoch:
+                self.services.acknowledge(lane, (state.resume or state).sequence)
+
+    def _draft(self, mark: PipelineMark, *, spare_revisions: int = SPARE_REVISIONS) -> Draft:
+        """This moment's checkpoint, all but the features that are still to come."""
+        finished = frozenset(name for peer in self.peers if peer.finished for name in peer.lanes)
+        guide = None
+        if self.guide is not None:
+            revision = self.guide.latest.revision if self.guide.latest else 0
+            guide = GuideState(
+                logic=dict(self.guide.logic.snapshot()),
+                standing=self.guide.standing.snapshot(),
+                revision=revision + spare_revisions,
+                looking_at=self.guide.looking_at,
+                said=self.guide.said,
+            )
+        commands = self.commands.snapshot()
+        lanes = self._keeper.lanes(self.instances, finished=finished)
+        first_ns = self.first_device_time_ns
+        return lambda: Checkpoint(
+            guide=guide,
+            first_device_time_ns=first_ns,
+            lanes=lanes,
+            pipeline=mark.state(),
+            commands=commands,
+        )
 
 
 def _lane_stats(lane: Lane) -> dict[str, Any]:

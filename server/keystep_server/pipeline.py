@@ -7,9 +7,10 @@ one session), and touches nothing outside its session. Inference runs in the eng
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ import av.error
 import numpy as np
 import numpy.typing as npt
 
-from keystep_capture.align import Tick, TickAligner
+from keystep_capture.align import AlignerState, Tick, TickAligner
 from keystep_capture.clock import Clock
 from keystep_capture.errors import (
     DataError,
@@ -38,11 +39,21 @@ from keystep_capture.wire import PacketHeader
 from keystep_models.cues.appearance_cue import CROP, AppearancePreprocessing
 from keystep_models.psr.logic import Detection, StepCompletion
 from keystep_models.psr.recogniser import Recogniser, Retraction
+from keystep_server.checkpoint import (
+    ArrayState,
+    FrameState,
+    PipelineState,
+    ValueState,
+    VideoState,
+    aligner_fields,
+    aligner_state,
+)
 from keystep_server.features import TickStore
 from keystep_server.inference import InferenceEngine
 
 _LEADING = ("rgb", "detections", "head", "gaze", "hands")
 _OTHERS = ("gaze", "head", "hands", "depth", "depth_ahat")
+_IN_ROWS = frozenset({"gaze", "head"})
 _DEPTH = ("depth", "depth_ahat")
 _READ = frozenset({*_LEADING, *_OTHERS, "calibration"})
 """Streams that something is made of; the others are checked and counted."""
@@ -93,6 +104,53 @@ class _Frame:
     future: Future[npt.NDArray[Any]] | None = None
     done_ns: int = 0
 
+    @property
+    def is_done(self) -> bool:
+        return self.future is None or self.future.done()
+
+    @property
+    def has_embedding(self) -> bool:
+        return self.future is not None and self.future.exception() is None
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineMark:
+    """A moment between two packets, to be written down when what was on its way has come.
+
+    `waiting` are the ticks whose rows were not written, `aligned` the aligner and its epoch.
+    """
+
+    row_count: int
+    feature_count: int
+    detection_count: int
+    waiting: tuple[_Frame | None, ...]
+    aligned: tuple[AlignerState, int] | None
+    video: VideoState | None
+
+    @property
+    def needed_rows(self) -> int:
+        """Rows of ticks that must be on the disk first."""
+        return self.row_count + len(self.waiting)
+
+    @property
+    def has_come(self) -> bool:
+        """Whether all features that were on their way are there, or will never be."""
+        leading = self.aligned[0].waiting if self.aligned else ()
+        frames = (sample.value for sample in leading)
+        return all(frame.is_done for frame in frames if isinstance(frame, _Frame))
+
+    def state(self) -> PipelineState:
+        """What to write down; only when the features have come."""
+        found = sum(frame is not None and frame.has_embedding for frame in self.waiting)
+        aligner = aligner_fields(*self.aligned, _encode) if self.aligned else None
+        return PipelineState(
+            row_count=self.needed_rows,
+            feature_count=self.feature_count + found,
+            detection_count=self.detection_count,
+            aligner=aligner,
+            video=self.video,
+        )
+
 
 class SessionPipeline:
     """All state between a session's packets and its step events and features."""
@@ -137,6 +195,7 @@ class SessionPipeline:
         self.disk_error: str | None = None
         self.left_out: Counter[str] = Counter()  # ticks without an embedding, by reason
         self._recorder: VideoRecorder | None = None
+        self._video_before: VideoState | None = None  # of a run before this one
         self._preprocessing = AppearancePreprocessing()
         self._decoder: tuple[tuple[int, str], PacketDecoder, GapFilter] | None = None
         self._size: tuple[int, int] | None = None
@@ -147,6 +206,7 @@ class SessionPipeline:
         self._waiting: deque[tuple[Tick, int]] = deque()
         self._in_engine: deque[Future[npt.NDArray[Any]]] = deque(maxlen=MAX_TICKS_IN_ENGINE)
         self.detection_count = 0
+        self._taken: dict[str, tuple[int, int]] = {}  # before a restart: (epoch, sequence)
         self.calibrated: set[str] = set()  # streams whose sensor's constants have come
         self._readers: dict[str, Callable[[Item, Outcome], None]] = {
             **dict.fromkeys(STREAMS, self._take_unused),
@@ -192,33 +252,114 @@ class SessionPipeline:
         self._store_done()
         return outcome
 
-    def finish(self) -> None:
-        """Wait for what is in the engine and close the files."""
-        if self._aligner is not None:
+    def settle(self) -> None:
+        """Write the ticks whose features have come since the last packet."""
+        self._store_done()
+
+    def finish(self, *, flush: bool = True) -> None:
+        """Wait for what is in the engine and write it; with `flush`, incomplete ticks too."""
+        if flush and self._aligner is not None:
             self._keep(self._aligner.flush())
-        try:
-            self._store_done(wait=True)
-        finally:
-            self.ticks.close()
+        for future in self._in_engine:
+            future.exception()  # waits
+        self._store_done(wait=True)
+
+    def close(self) -> None:
+        """Close the files."""
+        self.ticks.close()
         if self._recorder is not None:
             with contextlib.suppress(OSError):  # a full disk: said when a packet was not recorded
                 self._recorder.close()
             self._recorder = None
 
+    # -- resume ----------------------------------------------------------------------------------
+
+    def mark(self) -> PipelineMark:
+        """Note this moment; only while no packet is being processed."""
+        return PipelineMark(
+            row_count=self.ticks.row_count,
+            feature_count=self.ticks.feature_count,
+            detection_count=self.detection_count,
+            waiting=tuple(_frame_of(tick) for tick, _ in self._waiting),
+            aligned=(self._aligner.state(), self._epoch) if self._aligner else None,
+            video=self._video_state(),
+        )
+
+    def is_written(self, mark: PipelineMark) -> bool:
+        """Whether everything of a moment has come and its ticks are in the file."""
+        return mark.has_come and self.ticks.flushed_count >= mark.needed_rows
+
+    def sync(self) -> None:
+        """Wait until ticks and video are on the disk; may run beside `process`."""
+        self.ticks.sync()
+        if (recorder := self._recorder) is not None:
+            recorder.sync()
+
+    def restore(self, state: PipelineState, taken: Mapping[str, tuple[int, int]]) -> None:
+        """Go on from a moment that was written down; nothing may have been processed.
+
+        Args:
+            state: The moment; what the files hold beyond it is taken back.
+            taken: Per stream (epoch, sequence) of the last packet that was worked off; what is
+                sent again up to there is for the decoders only.
+
+        Raises:
+            DataError: The state is malformed or the files have less than it says.
+        """
+        self.ticks.truncate(state.row_count, state.feature_count)
+        self._taken = dict(taken)
+        self.detection_count = state.detection_count
+        if self._lossless:  # else the video is not sent again, and all of it is worth keeping
+            self._take_back_video(state.video)
+        if (fields := state.aligner) is None:
+            return
+        try:
+            aligner = TickAligner(leading=fields.leading, others=_OTHERS, rate_hz=self._rate_hz)
+            aligner.go_on_from(aligner_state(fields, _decode))
+        except (ValueError, TypeError) as error:
+            raise DataError(f"samples that ticks wait for cannot be read: {error}") from error
+        self._aligner, self._leading, self._epoch = aligner, fields.leading, fields.epoch
+
+    def _video_state(self) -> VideoState | None:
+        if self._recorder is None:
+            return self._video_before
+        try:
+            return VideoState(part=self._recorder.part, size_bytes=self._recorder.flush())
+        except OSError as error:
+            self.disk_error = f"video is not recorded: {error}"
+            return self._video_before
+
+    def _take_back_video(self, video: VideoState | None) -> None:
+        """Cut off what will be sent and recorded again."""
+        self._video_before = video
+        for part in self._folder.glob("rgb-[0-9]*.mcap"):
+            if video is None or part.name > video.part:
+                part.unlink()
+            elif part.name == video.part and part.stat().st_size > video.size_bytes:
+                os.truncate(part, video.size_bytes)
+
+    def _was_taken(self, header: PacketHeader) -> bool:
+        epoch, sequence = self._taken.get(header.stream, (-1, -1))
+        return header.epoch == epoch and header.sequence <= sequence
+
     # -- streams ---------------------------------------------------------------------------------
 
     def _take_rgb(self, item: Item, outcome: Outcome) -> None:
         header = item.header
-        self._record(item, outcome)
+        again = self._was_taken(header)
+        if not again:
+            self._record(item, outcome)
         decoder, gaps = self._decoder_of(header)
         if not gaps.admit(header.sequence, keyframe=header.keyframe):
-            outcome.dropped["rgb", "before_keyframe"] += 1
+            outcome.dropped["rgb", "before_keyframe"] += not again
             return
         try:
             frame = decoder.decode(item.payload)
         except VideoError:
             gaps.break_off()
             raise
+        if again:
+            return
         self.decoded_count += 1
         size = (frame.width, frame.height)
         if self._size is not None and size != self._size:
@@ -293,8 +434,9 @@ class SessionPipeline:
         better = self._leading is None or _LEADING.index(stream) < _LEADING.index(self._leading)
         restarted = stream == self._leading and epoch != self._epoch
         if self._aligner is None or better or restarted:
-            if self._aligner is not None:
-                self._keep(self._aligner.flush())
+            old, same_epoch = self._aligner, epoch == self._epoch
+            if old is not None:
+                self._keep(old.flush())
             self._leading, self._epoch = stream, epoch
             newest = self._newest_tick
             self._aligner = TickAligner(
@@ -303,6 +445,8 @@ class SessionPipeline:
                 rate_hz=self._rate_hz,
                 previous_tick_ns=newest[1] if newest and newest[0] == epoch else None,
             )
+            if old is not None and same_epoch:
+                self._aligner.go_on_from(old.state())
         return self._aligner
 
     def _keep(self, ticks: list[Tick]) -> None:
@@ -314,14 +458,13 @@ class SessionPipeline:
         """Write the ticks whose features are there, in order."""
         while self._waiting:
             tick, epoch = self._waiting[0]
-            leads = next(iter(tick.samples.values()))
-            frame = leads.value if leads is not None else None
-            future = frame.future if isinstance(frame, _Frame) else None
+            frame = _frame_of(tick)
+            future = frame.future if frame is not None else None
             if future is not None and not future.done() and not wait:
                 break
             self._waiting.popleft()
             self.ticks.append(tick, epoch, self._result(future))
-            if future is not None and isinstance(frame, _Frame) and frame.done_ns:
+            if frame is not None and frame.done_ns:
                 timing = FeatureTiming(tick.device_time_ns, frame.received_ns, frame.done_ns)
                 self.timings.append(timing)
         self.ticks.flush()
@@ -370,6 +513,37 @@ class SessionPipeline:
             gaps = GapFilter(independent=header.encoding == "jpeg")
             self._decoder = key, PacketDecoder(header.encoding), gaps
         return self._decoder[1], self._decoder[2]
+
+
+def _frame_of(tick: Tick) -> _Frame | None:
+    leads = next(iter(tick.samples.values()))
+    frame = leads.value if leads is not None else None
+    return frame if isinstance(frame, _Frame) else None
+
+
+def _encode(stream: str, value: object) -> ValueState:
+    """A sample's value as it is written down: all that becomes part of a tick's row."""
+    if isinstance(value, _Frame):
+        if value.future is None or not value.has_embedding:
+            return FrameState()
+        return FrameState(embedding=ArrayState.of(value.future.result()))
+    if value is None:
+        return None
+    if isinstance(value, np.ndarray) and stream in _IN_ROWS:
+        return ArrayState.of(value)
+    return ArrayState.of(np.zeros(0, np.uint8))  # of other streams ticks keep the presence only
+
+
+def _decode(state: ValueState) -> object:
+    if isinstance(state, ArrayState):
+        return state.array()
+    if state is None:
+        return None
+    frame = _Frame(received_ns=0)
+    if state.embedding is not None:
+        frame.future = Future()
+        frame.future.set_result(state.embedding.array())
+    return frame
 
 
 def _detection(row: list[float]) -> Detection:

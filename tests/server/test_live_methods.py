@@ -322,8 +322,8 @@ def worked(state: Path) -> int:
     """The last sequence that a session's written state has worked off."""
     if not state.exists():
         return -1
-    sequence: int = json.loads(state.read_text())["lanes"]["detections"]["sequence"]
-    return sequence
+    lane = json.loads(state.read_text())["lanes"].get("detections")
+    return -1 if lane is None else int(lane["sequence"])
 
 
 async def start_server(*arguments: str) -> tuple[asyncio.subprocess.Process, dict[str, str]]:

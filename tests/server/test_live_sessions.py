@@ -256,8 +256,8 @@ def worked(state: Path) -> int:
     """The last sequence that a session's written state has worked off."""
     if not state.exists():
         return -1
-    sequence: int = json.loads(state.read_text())["lanes"]["detections"]["sequence"]
-    return sequence
+    lane = json.loads(state.read_text())["lanes"].get("detections")
+    return -1 if lane is None else int(lane["sequence"])
 
 
 async def test_two_servers_cannot_share_a_data_directory(tools: Any, tmp_path: Path) -> None:

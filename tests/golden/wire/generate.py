@@ -257,6 +257,7 @@ SERVER: list[tuple[str, dict[str, Any], bytes | None]] = [
             "received_sequence": 15,
             "acknowledged_sequence": 11,
         },
+        None,
     ),
     (
         "clock_request",
