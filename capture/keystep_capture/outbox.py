@@ -215,7 +215,7 @@ class Outbox:
     def _acknowledge(self, acknowledged_sequence: int) -> None:
         kept = self._unacknowledged
         while kept and kept[0].sequence <= acknowledged_sequence:
-            self._let_go(kept)
+            self._kept_bytes -= len(kept.popleft().payload)
 
     def _let_go(self, packets: deque[Pending]) -> None:
         pending = packets.popleft()
@@ -255,7 +255,14 @@ class Outboxes:
 
     def has_room(self, stream: str) -> bool:
         """As `Outbox.has_room`; in a replay, nothing of another stream may wait either."""
-        return self._boxes[stream].has_room() and not (self._replay and not self.are_empty)
+        box = self._boxes[stream]
+        return box.has_room() and not (self._replay and self._others_wait(box))
+
+    def _others_wait(self, box: Outbox) -> bool:
+        for other in self._boxes.values():  # plain, since it is asked for each packet
+            if other is not box and other.next_order is not None:
+                return True
+        return False
 
     @property
     def are_empty(self) -> bool:
@@ -297,10 +304,10 @@ class Outboxes:
 
     def send_of(self, stream: str, transmit: Callable[[str, Pending], bool]) -> None:
         """Send what waits of one stream; of all where none may overtake another."""
-        if self._replay:
+        box = self._boxes[stream]
+        if self._replay and self._others_wait(box):
             self.send(transmit)
             return
-        box = self._boxes[stream]
         while (ready := box.next_ready()) is not None:
             if not transmit(stream, ready):
                 box.put_back(ready)
