@@ -103,13 +103,16 @@ class LaneState(Place, kw_only=True):
 
 
 class GuideState(msgspec.Struct, frozen=True, kw_only=True):
-    """What guidance stands on; `revision`: the first that may be given out after it."""
+    """What guidance stands on; `revision`: the first that may be given out after it.
+
+    `looking_at` and `said` are the guide's; see `Guide`.
+    """
 
     logic: dict[str, Any]
     standing: list[list[Any]]
     revision: int
-    looking_at: int | None = None
-    said: tuple[str, int] = ("", 0)
+    looking_at: int | None
+    said: tuple[str, int]
 
 
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,7 +123,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     first_device_time_ns: int | None
     lanes: dict[str, LaneState]
     pipeline: PipelineState
-    commands: list[tuple[str, bool, str]] = []
+    commands: list[tuple[str, bool, str]]
 
 
 class SourceState(msgspec.Struct, frozen=True, kw_only=True):

@@ -36,6 +36,8 @@ CHECKPOINT = Checkpoint(
         logic={"sums": {"3": 0.1 + 0.2}, "floor": -float("inf")},
         standing=[[7, 3, 0.5, 1, "completed", "id"]],
         revision=9,
+        looking_at=3,
+        said=("Take the base.", 4),
     ),
     first_device_time_ns=2**60,
     lanes={
@@ -72,6 +74,7 @@ CHECKPOINT = Checkpoint(
         ),
         video=VideoState(part="rgb-000.mcap", size_bytes=1234),
     ),
+    commands=[("c1", True, "Done.")],
 )
 
 

@@ -119,11 +119,15 @@ async def test_current_step_next_step_and_progress_reach_the_headset(wearer: Wea
     assert wearer.app.spoken == [f"{FRONT}."]  # progress alone says nothing again
 
 
+def knows_device_clock(stats: dict[str, Any]) -> bool:
+    return any("device_uncertainty_ms" in clock for clock in stats["clocks"])
+
+
 async def test_capture_to_display_is_measured_with_its_uncertainty(
     wearer: Wearer, live: Any
 ) -> None:
     async with asyncio.timeout(20):
-        while not (await wearer.stats())["clocks"]:  # noqa: ASYNC110
+        while not knows_device_clock(await wearer.stats()):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     began_ns = time.monotonic_ns()
     await wearer.show_state(REAR_AND_ITS_PIN)
@@ -158,7 +162,7 @@ async def test_only_a_time_of_display_that_can_be_is_measured(
         rate=1.0,
     )
     async with asyncio.timeout(20):
-        while not (await live.stats(sender))["clocks"]:  # noqa: ASYNC110
+        while not knows_device_clock(await live.stats(sender)):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     detector = await live.join("hl2", "detections", **GUIDED)
     for packet in tools.detection_packets([[(REAR_AND_ITS_PIN, 1.0, 1, 1, 1, 1)]] * 12):
