@@ -108,6 +108,11 @@ class TickAligner:
         """Whether a leading sample of this time would make a tick (so is worth converting)."""
         return self._next_due_ns is None or device_time_ns >= self._next_due_ns
 
+    @property
+    def first_waiting(self) -> Sample | None:
+        """The leading sample of the oldest tick that is not complete yet."""
+        return self._waiting[0] if self._waiting else None
+
     def push(self, stream: str, device_time_ns: int, value: Any) -> list[Tick]:
         """Take a sample; return the ticks that are complete with it, in order.
 

@@ -82,6 +82,10 @@ class ServerConfig(BaseSettings):
     inference_max_wait_ms: float = Field(
         5.0, ge=0, le=1000, description="longest wait of a request for others to share its call"
     )
+    inference_threads: int = Field(1, ge=1, le=256, description="threads of one model call")
+    pipeline_workers: int | None = Field(
+        None, ge=1, le=256, description="threads that decode; by default one a core, at least two"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info")
 
     @classmethod

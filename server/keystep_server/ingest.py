@@ -97,6 +97,7 @@ class Ingest:
         self._receiver: Receiver | None = None
         self._watch: asyncio.Task[None] | None = None
         self._refused_counted: Counter[str] = Counter()
+        self._loop = asyncio.get_running_loop()
 
     def start(self, registry: SessionRegistry, bind: str, guard: Guard | None) -> Receiver:
         """Bind the wire and begin to take packets.
@@ -273,6 +274,11 @@ class Ingest:
             return {"live": False, "streams": {}, "last_error": f"{path.name}: {error}"}
         return stats
 
+    def latencies_of(self, session_id: str) -> dict[str, Any]:
+        """Newest latencies of a live session by stretch; empty for another."""
+        live = self._live.get(session_id)
+        return live.latencies.values() if live is not None else {}
+
     # -- sessions --------------------------------------------------------------------------------
 
     async def _session_of(self, hello: wire.Hello) -> Session:
@@ -347,6 +353,7 @@ class Ingest:
                 rate_hz=parts.feature_rate_hz,
                 logic=guide.logic if guide else None,
                 clock=parts.clock,
+                on_feature=lambda: self._wake(session.id),
             ),
             guide=guide,
             pictures=pictures,
@@ -367,6 +374,15 @@ class Ingest:
         live.restore()
         live.store_progress()
         return live
+
+    def _wake(self, session_id: str) -> None:
+        """Called in the engine's thread: a session's features are there."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and with it the session
+            self._loop.call_soon_threadsafe(self._wake_on_loop, session_id)
+
+    def _wake_on_loop(self, session_id: str) -> None:
+        if (live := self._live.get(session_id)) is not None:
+            live.wake()
 
     def _consumed(self, lane: Lane) -> None:
         if self._receiver is not None:

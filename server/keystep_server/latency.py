@@ -7,7 +7,7 @@ captured the evidence to the moment it confirmed what it shows because of it.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,21 +27,45 @@ class Latency:
     uncertainty_ms: float
 
 
+@dataclass(slots=True)
+class _Stretch:
+    """One stretch's newest latencies and the bounds of their errors, ns, oldest first."""
+
+    latencies_ns: deque[float]
+    uncertainties_ns: deque[float]
+    count: int = 0
+
+
+@dataclass(slots=True)
 class LatencyWindow:
     """The newest latencies of each stretch (`capture_to_event`, say)."""
 
-    def __init__(self, size: int = 4096) -> None:
-        self._size = size
-        self._stretches: dict[str, deque[Latency]] = {}
+    size: int = 4096
+    _stretches: dict[str, _Stretch] = field(default_factory=dict)
 
     def add(self, stretch: str, latency_ns: float, uncertainty_ns: float = 0.0) -> None:
         """Note one latency, ns."""
-        window = self._stretches.setdefault(stretch, deque(maxlen=self._size))
-        window.append(Latency(latency_ns / 1e6, uncertainty_ns / 1e6))
+        found = self._stretches.get(stretch)
+        if found is None:
+            found = _Stretch(deque(maxlen=self.size), deque(maxlen=self.size))
+            self._stretches[stretch] = found
+        found.latencies_ns.append(latency_ns)
+        found.uncertainties_ns.append(uncertainty_ns)
+        found.count += 1
 
     def summary(self) -> dict[str, dict[str, Any]]:
-        """Per stretch: count, p50, p95 and largest in ms, and the largest uncertainty."""
-        return {name: _summary(window) for name, window in self._stretches.items()}
+        """Per stretch: how many are kept, p50, p95, p99, largest, ms, and largest uncertainty."""
+        return {name: _summary(stretch) for name, stretch in self._stretches.items()}
+
+    def values(self) -> dict[str, dict[str, Any]]:
+        """Per stretch: how many there ever were, and the newest `size` of them in ms, in order."""
+        return {
+            name: {
+                "count": stretch.count,
+                "newest_ms": [round(value / 1e6, 3) for value in stretch.latencies_ns],
+            }
+            for name, stretch in self._stretches.items()
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,13 +123,14 @@ class DisplayLatencies:
         return Latency(latency_ns / 1e6, uncertainty_ns / 1e6)
 
 
-def _summary(window: deque[Latency]) -> dict[str, Any]:
-    values = np.array([entry.latency_ms for entry in window])
-    p50, p95 = np.percentile(values, [50, 95])
+def _summary(stretch: _Stretch) -> dict[str, Any]:
+    values_ms = np.array(stretch.latencies_ns) / 1e6
+    p50, p95, p99 = np.percentile(values_ms, [50, 95, 99])
     return {
-        "count": len(values),
+        "count": len(values_ms),
         "p50_ms": round(float(p50), 3),
         "p95_ms": round(float(p95), 3),
-        "max_ms": round(float(values.max()), 3),
-        "uncertainty_ms": round(max(entry.uncertainty_ms for entry in window), 3),
+        "p99_ms": round(float(p99), 3),
+        "max_ms": round(float(values_ms.max()), 3),
+        "uncertainty_ms": round(max(stretch.uncertainties_ns) / 1e6, 3),
     }

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import functools
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -49,7 +49,7 @@ from keystep_server.storage import (
 BATCH_PACKETS = 64
 WRITTEN_WITHIN_S = 5.0
 """A command is answered after this even if the disk does not take it."""
-PUT_OFF_PACKETS = 8
+PUT_OFF_PACKETS = 64
 """So many packets may wait together for one that needs work at once: waking a thread for each
 frame between two ticks costs as much CPU as decoding it."""
 SPARE_REVISIONS = 1_000_000
@@ -104,6 +104,7 @@ class LiveSession:
     _display_told_ns: int = 0
     _inbox: deque[Item] = field(default_factory=deque)
     _worker: asyncio.Task[None] | None = None
+    _woken: bool = False
     _evidence_ns: int | None = None
     _counted: dict[str, tuple[int, int]] = field(default_factory=dict)
     _finished: bool = False
@@ -147,9 +148,20 @@ class LiveSession:
     def _is_idle(self) -> bool:
         return self._worker is None or self._worker.done()
 
+    def wake(self) -> None:
+        """A tick's features are there: write it, and work off what was put off meanwhile."""
+        if self._finished or (self._is_idle and not self._has_urgent_work()):
+            return
+        self._woken = True
+        self.work()
+
+    def _has_urgent_work(self) -> bool:
+        may_wait = self.pipeline.may_wait
+        return self.pipeline.has_ticks or not all(may_wait(item.header) for item in self._inbox)
+
     def work(self) -> None:
         """Begin to work off what is queued, unless that is being done."""
-        if self._inbox and self._is_idle:
+        if (self._inbox or self._woken) and self._is_idle:
             self._worker = asyncio.get_running_loop().create_task(
                 self._work(), name=f"pipeline {self.session.id}"
             )
@@ -192,11 +204,12 @@ class LiveSession:
         if settle:
             async with self.turn:
                 await self._settle()
-        while self._inbox:
+        while self._inbox or self._woken:
             async with self.turn:
                 await self._work_batch(loop)
 
     async def _work_batch(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._woken = False
         batch = [self._inbox.popleft() for _ in range(min(BATCH_PACKETS, len(self._inbox)))]
         try:
             outcome = await loop.run_in_executor(
@@ -281,7 +294,7 @@ class LiveSession:
         self.services.metrics.step_event_stored(event.branch.value, event.kind.value)
         self.services.metrics.event_latency((now_ns - change.received_ns) / 1e9)
         self.latencies.add("arrival_to_event", now_ns - change.received_ns)
-        self._note_from_capture("capture_to_event", header.stream, header.device_time_ns, now_ns)
+        self._note_from_capture(header.stream, header.device_time_ns, {"capture_to_event": now_ns})
 
     async def _retract(self, retraction: Retraction, header: wire.PacketHeader) -> None:
         assert self.guide is not None
@@ -430,23 +443,31 @@ class LiveSession:
             took_ns = timing.done_ns - timing.received_ns
             self.services.metrics.features_extracted("appearance", took_ns / 1e9)
             self.latencies.add("arrival_to_feature", took_ns)
-            self._note_from_capture(
-                "capture_to_feature", "rgb", timing.device_time_ns, timing.done_ns
-            )
-            self._note_from_capture(
-                "capture_to_arrival", "rgb", timing.device_time_ns, timing.received_ns
-            )
+            self.latencies.add("arrival_to_written", timing.written_ns - timing.received_ns)
+            moments_ns = {
+                "capture_to_arrival": timing.received_ns,
+                "capture_to_feature": timing.done_ns,
+                "capture_to_written": timing.written_ns,
+            }
+            self._note_from_capture("rgb", timing.device_time_ns, moments_ns)
 
     def _note_from_capture(
-        self, stretch: str, stream: str, device_time_ns: int, then_ns: int
+        self, stream: str, device_time_ns: int, moments_ns: Mapping[str, int]
     ) -> None:
+        """Note how long after its capture a packet came to each of some moments."""
         lane = self.lanes.get(stream)
         if lane is None or lane.peer is None:
             return
-        reading = lane.peer.device_reading(then_ns)
-        if reading is not None:
-            latency_ns = then_ns - reading.to_local(device_time_ns)
-            self.latencies.add(stretch, latency_ns, reading.uncertainty_at(then_ns))
+        now_ns = max(moments_ns.values())
+        reading = lane.peer.device_reading(now_ns)
+        if reading is None:
+            return
+        captured_ns, uncertainty_ns = (
+            reading.to_local(device_time_ns),
+            reading.uncertainty_at(now_ns),
+        )
+        for stretch, moment_ns in moments_ns.items():
+            self.latencies.add(stretch, moment_ns - captured_ns, uncertainty_ns)
 
     def count_packets(self) -> None:
         """Bring the process's packet counters up to date with the lanes."""

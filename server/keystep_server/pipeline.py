@@ -89,11 +89,15 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class FeatureTiming:
-    """When a frame was captured (device), came in and had its features (server), ns."""
+    """When a frame was captured (device), came in, had its features and had its tick written, ns.
+
+    All but the first by the server's clock.
+    """
 
     device_time_ns: int
     received_ns: int
     done_ns: int
+    written_ns: int
 
 
 @dataclass(slots=True)
@@ -166,6 +170,7 @@ class SessionPipeline:
         rate_hz: float,
         logic: Recogniser | None,
         clock: Clock = time.monotonic_ns,
+        on_feature: Callable[[], None] = lambda: None,
     ) -> None:
         """Open the session's files.
 
@@ -178,7 +183,10 @@ class SessionPipeline:
             rate_hz: Ticks a second.
             logic: Step recognition from detections; None where there is no procedure.
             clock: Monotonic clock, ns.
+            on_feature: Told, in the engine's thread, when a frame's features are there or will
+                never be: a tick may be written now.
         """
+        self._on_feature = on_feature
         self._session_id = session_id
         self._folder = folder
         self._engine = engine
@@ -225,15 +233,28 @@ class SessionPipeline:
     def may_wait(self, header: PacketHeader) -> bool:
         """Whether nothing hangs on working a packet off before the next.
 
-        So it is with video between two ticks, and with streams of which nothing is made. Only to
-        be asked while no packet is being processed.
+        So it is with a sensor's packet that neither makes a tick nor lets one be written, and with
+        streams of which nothing is made. Only to be asked while no packet is being processed.
         """
-        return header.stream not in _READ or (
-            header.stream == "rgb" == self._leading
-            and header.epoch == self._epoch
-            and self._aligner is not None
-            and not self._aligner.wants(header.device_time_ns)
-        )
+        aligner, stream = self._aligner, header.stream
+        if stream not in _READ:
+            return True
+        if aligner is None or header.epoch != self._epoch or stream not in aligner.late_counts:
+            return False
+        if stream == "detections":
+            return False
+        if stream == self._leading:
+            return not aligner.wants(header.device_time_ns)
+        first = aligner.first_waiting
+        if first is None or header.device_time_ns < first.device_time_ns:
+            return True
+        future = first.value.future if isinstance(first.value, _Frame) else None
+        return future is not None and not future.done()  # then `on_feature` is told
+
+    @property
+    def has_ticks(self) -> bool:
+        """Whether ticks wait to be written; to be asked while no packet is being processed."""
+        return bool(self._waiting)
 
     def process(self, items: list[Item]) -> Outcome:
         """Work off packets in their order of arrival."""
@@ -456,6 +477,7 @@ class SessionPipeline:
 
     def _store_done(self, *, wait: bool = False) -> None:
         """Write the ticks whose features are there, in order."""
+        written: list[tuple[int, _Frame]] = []
         while self._waiting:
             tick, epoch = self._waiting[0]
             frame = _frame_of(tick)
@@ -465,9 +487,13 @@ class SessionPipeline:
             self._waiting.popleft()
             self.ticks.append(tick, epoch, self._result(future))
             if frame is not None and frame.done_ns:
-                timing = FeatureTiming(tick.device_time_ns, frame.received_ns, frame.done_ns)
-                self.timings.append(timing)
+                written.append((tick.device_time_ns, frame))
         self.ticks.flush()
+        now_ns = self._clock()
+        self.timings.extend(
+            FeatureTiming(time_ns, frame.received_ns, frame.done_ns, now_ns)
+            for time_ns, frame in written
+        )
 
     def _result(self, future: Future[npt.NDArray[Any]] | None) -> npt.NDArray[np.float32] | None:
         """The embedding; None, and counted, where a newer frame replaced it or the model failed."""
@@ -487,9 +513,13 @@ class SessionPipeline:
         future = self._engine.submit(
             self._model, self._session_id, row, newest_wins=not self._lossless
         )
-        future.add_done_callback(lambda _: setattr(frame, "done_ns", self._clock()))
+        future.add_done_callback(lambda _: self._note_done(frame))
         self._in_engine.append(future)
         return future
+
+    def _note_done(self, frame: _Frame) -> None:
+        frame.done_ns = self._clock()
+        self._on_feature()
 
     def _await_room(self) -> None:
         while len(self._in_engine) >= MAX_TICKS_IN_ENGINE:

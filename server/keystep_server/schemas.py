@@ -115,6 +115,10 @@ _STATS = {
     "stats": {"live": True, "streams": {"rgb": {"packets": 5400, "lost": 3}}},
 }
 _COMMAND = {"command": "done", "command_id": "c0ffee01"}
+_LATENCIES = {
+    "session_id": _SESSION_ID,
+    "stretches": {"arrival_to_written": {"count": 2, "newest_ms": [14.2, 13.9]}},
+}
 _CHECK = {"name": "database", "ok": True, "detail": "answers"}
 
 
@@ -321,6 +325,22 @@ class CommandOut(BaseModel):
     command_id: str
     accepted: bool
     text: str = Field(description="for the wearer; empty where the guidance says it all")
+
+
+class StretchOut(BaseModel):
+    """Latencies of one stretch of the way, ms."""
+
+    count: int = Field(description="how many there were since this server took up the session")
+    newest_ms: list[float] = Field(description="the newest 4096, oldest first")
+
+
+class LatenciesOut(BaseModel):
+    """A live session's newest latencies by stretch; none where it is not live."""
+
+    model_config = _config(_LATENCIES)
+
+    session_id: str
+    stretches: dict[str, StretchOut]
 
 
 class ProcedureStepOut(BaseModel):

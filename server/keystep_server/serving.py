@@ -78,7 +78,11 @@ async def running_server(
         access = await asyncio.to_thread(_access, config, store)
         access.start()
         stack.push_async_callback(access.stop)
-        model = await asyncio.to_thread(OnnxModel.load, _manifest_path(config))
+        model = await asyncio.to_thread(
+            OnnxModel.load,
+            model_manifest_path(config),
+            intra_op_threads=config.inference_threads,
+        )
         rest_socket = stack.enter_context(_bind_rest(config))
         metrics = Metrics()
         publisher = Publisher(
@@ -109,7 +113,7 @@ async def running_server(
                 procedures_dir=config.resolved_procedures_dir.resolve(),
                 feature_rate_hz=config.feature_rate_hz,
                 settings=ExtractionSettings(),
-                worker_count=max(2, os.cpu_count() or 2),
+                worker_count=config.pipeline_workers or max(2, os.cpu_count() or 2),
                 clock=clock,
             )
         )
@@ -121,6 +125,7 @@ async def running_server(
                 stats_of=ingest.stats_of,
                 validate_procedure=_check_procedure,
                 choose_method=functools.partial(_choose_method, config.default_method),
+                latencies_of=ingest.latencies_of,
             ),
         )
         receiver = ingest.start(
@@ -227,7 +232,7 @@ def _lock_data_dir(config: ServerConfig) -> IO[str]:
     return lock
 
 
-def _manifest_path(config: ServerConfig) -> Path:
+def model_manifest_path(config: ServerConfig) -> Path:
     """The appearance model's manifest: the bundle's, or the committed one."""
     if config.bundle_dir is None:
         return appearance_manifest_path()

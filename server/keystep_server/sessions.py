@@ -75,12 +75,14 @@ class SessionHooks:
         validate_procedure: Raises NotFoundError for a procedure that is not there.
         choose_method: Given a procedure and the method asked for (None: none in particular), the
             name of the one to recognise steps by; raises ConfigError where that cannot be.
+        latencies_of: JSON-ready newest latencies of a live session; empty for another.
     """
 
     on_close: Callable[[str], Awaitable[None]]
     stats_of: Callable[[str], dict[str, Any]]
     validate_procedure: Callable[[str], None]
     choose_method: Callable[[str, str | None], str]
+    latencies_of: Callable[[str], dict[str, Any]] = lambda _session_id: {}
 
 
 class SessionRegistry:
@@ -259,6 +261,10 @@ class SessionRegistry:
     def stats(self, session_id: str) -> dict[str, Any]:
         """The live counters of a session, as the ingest side gives them."""
         return self._hooks.stats_of(check_session_id(session_id))
+
+    def latencies(self, session_id: str) -> dict[str, Any]:
+        """Newest latencies of a session by stretch; empty where it is not live."""
+        return self._hooks.latencies_of(check_session_id(session_id))
 
     async def close(self, session_id: str, reason: str) -> Session:
         """Close a session when its pipeline has drained; the closed session.

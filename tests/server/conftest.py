@@ -236,6 +236,11 @@ class Live:
                 return stats
             await asyncio.sleep(0.02)
 
+    async def until_stats(self, sender: Sender, true: Callable[[dict[str, Any]], bool]) -> None:
+        """Wait until the session's counters are as wanted; the test's time limit ends it."""
+        while not true(await self.stats(sender)):  # noqa: ASYNC110 - there is no event for it
+            await asyncio.sleep(0.02)
+
     async def steps(self, sender: Sender) -> list[tuple[int, int]]:
         """(frame, step id) of the session's step events, as REST lists them."""
         events = await self.get(f"/sessions/{sender.session}/events?limit=1000")

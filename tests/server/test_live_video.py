@@ -147,6 +147,26 @@ async def test_last_frames_of_a_silent_video_are_worked_off_too(live: Any, coffe
     assert (stats["decoded_frames"], stats["live"]) == (6, True)
 
 
+async def test_a_tick_is_written_when_its_features_are_there_though_nothing_follows(
+    live: Any, coffee: Any
+) -> None:
+    sender = await live.join("hl2", "rgb", "head", "gaze", "hands", replay=True, kind="expert")
+    await live.send(sender, "rgb", coffee[:1])
+    for stream, encoding, size in (
+        ("head", "pose_f32", 64),
+        ("gaze", "ray_f32", 24),
+        ("hands", "joints_f32", 1872),
+    ):
+        packet = {"device_time_ns": 0, "payload": bytes(size), "encoding": encoding}
+        await live.send(sender, stream, [packet])
+    await live.until_stats(sender, lambda stats: stats["ticks"] == 1)
+    stretches = (await live.get(f"/sessions/{sender.session}/latencies"))["stretches"]
+    (written_ms,) = stretches["arrival_to_written"]["newest_ms"]
+    (feature_ms,) = stretches["arrival_to_feature"]["newest_ms"]
+    assert stretches["arrival_to_written"]["count"] == 1
+    assert written_ms >= feature_ms > 0
+
+
 async def test_session_of_two_epochs_has_one_timeline_and_pictures_of_both(
     live: Any, coffee: Any
 ) -> None:

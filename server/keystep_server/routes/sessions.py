@@ -12,6 +12,7 @@ from keystep_server.schemas import (
     API,
     DeviceList,
     DeviceOut,
+    LatenciesOut,
     SessionIn,
     SessionList,
     SessionOut,
@@ -103,4 +104,13 @@ async def get_stats(deps: Deps, session_id: SessionId) -> StatsOut:
         state=session.state,
         epoch=session.epoch,
         stats=deps.registry.stats(session_id),
+    )
+
+
+@router.get("/sessions/{session_id}/latencies", responses=problems(s404="there is no such session"))
+async def get_latencies(deps: Deps, session_id: SessionId) -> LatenciesOut:
+    """Every latency that is still kept of a live session, oldest first; `stats` has the summary."""
+    session = await deps.registry.get(session_id)
+    return LatenciesOut.model_validate(
+        {"session_id": session.id, "stretches": deps.registry.latencies(session_id)}
     )
