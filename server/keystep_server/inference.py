@@ -92,6 +92,7 @@ class LocalEngine:
         max_batch: int = 16,
         max_wait_ms: float = 2.0,
         queue_limit: int = 8,
+        live_limit: int = 2,
         active_s: float = 1.0,
         clock: Callable[[], int] = time.monotonic_ns,
         on_batch: Callable[[str, int], None] = lambda _key, _rows: None,
@@ -103,6 +104,8 @@ class LocalEngine:
             max_batch: Most rows in one run.
             max_wait_ms: Longest a request waits for other sessions' rows to run with.
             queue_limit: Most requests of one session that wait for one model.
+            live_limit: Most of them submitted with `newest_wins`: in an overload they are as late
+                as so many rounds of all sessions take.
             active_s: A session that submitted within this time is worth waiting for.
             clock: Monotonic, ns.
             on_batch: Told of each run, its model's key and rows; called in the worker's thread.
@@ -111,16 +114,18 @@ class LocalEngine:
             ConfigError: A limit out of range, or a key that is not its model's.
             ModelError: A model that cannot be batched; see `add_model`.
         """
-        if max_batch < 1 or queue_limit < 1 or max_wait_ms < 0 or active_s < 0:
+        if min(max_batch, queue_limit, live_limit) < 1 or max_wait_ms < 0 or active_s < 0:
             raise ConfigError(
-                "expected max_batch >= 1, queue_limit >= 1, max_wait_ms >= 0 and active_s >= 0, "
-                f"got {max_batch}, {queue_limit}, {max_wait_ms} and {active_s}"
+                "expected max_batch >= 1, queue_limit >= 1, live_limit >= 1, max_wait_ms >= 0 and "
+                f"active_s >= 0, got {max_batch}, {queue_limit}, {live_limit}, {max_wait_ms} and "
+                f"{active_s}"
             )
         self._limits = Limits(
             max_batch=max_batch,
             max_wait_ns=round(max_wait_ms * 1e6),
             active_ns=round(active_s * 1e9),
             queue_limit=queue_limit,
+            live_limit=live_limit,
         )
         self._clock = clock
         self._on_batch = on_batch
@@ -187,8 +192,8 @@ class LocalEngine:
             session_id: Whose rows; answered in the order of submission.
             rows: (n, ...) as the model's input, n from 1 to `max_batch`, C-contiguous. Not
                 copied: leave them alone until the future is done.
-            newest_wins: When the session's queue is full, take the place of its oldest waiting
-                request that was submitted so too.
+            newest_wins: When the session's queue is full, or holds `live_limit` such requests,
+                take the place of its oldest waiting request that was submitted so too.
 
         Returns:
             The output's rows, (n, ...); or a ModelError if the run failed, a StateError if the

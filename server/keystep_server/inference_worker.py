@@ -70,6 +70,7 @@ class Limits:
     max_wait_ns: int
     active_ns: int
     queue_limit: int
+    live_limit: int
 
 
 class Worker:
@@ -117,7 +118,7 @@ class Worker:
             if self._stopping:
                 raise StateError(f"{self.key} was removed or the engine closed; nothing more runs")
             queue = self._queues.get(session_id)
-            if queue and len(queue) >= self._limits.queue_limit:
+            if queue and self._is_full(queue, newest_wins):
                 superseded = self._make_room(session_id, queue, newest_wins)
             self._queues.setdefault(session_id, deque()).append(request)
             self._waiting_rows += len(rows)
@@ -131,6 +132,11 @@ class Worker:
                 )
             )
         return request
+
+    def _is_full(self, queue: deque[Request], newest_wins: bool) -> bool:
+        if len(queue) >= self._limits.queue_limit:
+            return True
+        return newest_wins and sum(r.newest_wins for r in queue) >= self._limits.live_limit
 
     def _make_room(
         self, session_id: str, queue: deque[Request], newest_wins: bool

@@ -254,6 +254,21 @@ def test_newest_wins_replaces_the_oldest_waiting_request_of_that_session(mean: O
         assert engine.stats()[key].superseded == 2
 
 
+def test_live_requests_wait_in_small_numbers_however_long_the_queue_may_be(
+    mean: OnnxModel,
+) -> None:
+    key = model_key(mean)
+    with make_engine(mean, queue_limit=8, live_limit=1) as engine:
+        with busy(engine, mean):
+            lossless = [engine.submit(key, "a", image(value)) for value in (1, 2)]
+            older, newest = (
+                engine.submit(key, "a", image(value), newest_wins=True) for value in (3, 4)
+            )
+        with pytest.raises(StateError, match="superseded"):
+            older.result(TIMEOUT_S)
+        assert [value_of(future) for future in (*lossless, newest)] == [1, 2, 4]
+
+
 def test_lossless_requests_are_never_replaced_but_refused_when_the_queue_is_full(
     mean: OnnxModel,
 ) -> None:
@@ -400,7 +415,13 @@ def test_a_model_whose_rows_cannot_be_batched_is_refused(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     "settings",
-    [{"max_batch": 0}, {"queue_limit": 0}, {"max_wait_ms": -1.0}, {"active_s": -1.0}],
+    [
+        {"max_batch": 0},
+        {"queue_limit": 0},
+        {"live_limit": 0},
+        {"max_wait_ms": -1.0},
+        {"active_s": -1.0},
+    ],
 )
 def test_limits_out_of_range_are_a_config_error(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="expected max_batch >= 1"):
