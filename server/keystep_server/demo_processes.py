@@ -71,6 +71,11 @@ class KeystepProcess:
             raise ProcessError(self._story(f"failed with code {self._process.returncode}"))
 
     @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
     def is_running(self) -> bool:
         """Whether it has not ended yet."""
         return self._process.returncode is None
