@@ -1,4 +1,4 @@
-"""`keystep serve` and `keystep demo`; `device` and `token` are in access_commands.py.
+"""`keystep serve`, `demo`, `doctor` and `bench`; `device` and `token` are in access_commands.py.
 
 What the commands need is imported when they run: every `keystep` command loads this module.
 """
@@ -15,6 +15,8 @@ import typer
 from keystep_capture.errors import StateError
 from keystep_server.access_commands import device, token
 from keystep_server.demo_command import demo
+from keystep_server.doctor.command import doctor
+from keystep_server.load.command import load
 
 if TYPE_CHECKING:
     from keystep_server.config import ServerConfig
@@ -26,6 +28,15 @@ def register(app: typer.Typer) -> None:
     app.command("demo")(demo)
     app.add_typer(device, name="device")
     app.add_typer(token, name="token")
+    app.command("doctor")(doctor)
+    bench = typer.Typer(help="Measure a server.", no_args_is_help=True)
+    bench.callback()(_bench)
+    bench.command("load")(load)
+    app.add_typer(bench, name="bench")
+
+
+def _bench() -> None:
+    """Measure a server."""
 
 
 def serve(
