@@ -115,10 +115,8 @@ _STATS = {
     "stats": {"live": True, "streams": {"rgb": {"packets": 5400, "lost": 3}}},
 }
 _COMMAND = {"command": "done", "command_id": "c0ffee01"}
-_LATENCIES = {
-    "session_id": _SESSION_ID,
-    "stretches": {"arrival_to_written": {"count": 2, "newest_ms": [14.2, 13.9]}},
-}
+_STRETCH = {"count": 2, "newest_ms": [14.2, 13.9]}
+_LATENCIES = {"session_id": _SESSION_ID, "stretches": {"arrival_to_written": _STRETCH}}
 _CHECK = {"name": "database", "ok": True, "detail": "answers"}
 
 
@@ -329,6 +327,8 @@ class CommandOut(BaseModel):
 
 class StretchOut(BaseModel):
     """Latencies of one stretch of the way, ms."""
+
+    model_config = _config(_STRETCH)
 
     count: int = Field(description="how many there were since this server took up the session")
     newest_ms: list[float] = Field(description="the newest 4096, oldest first")

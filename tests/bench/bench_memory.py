@@ -1,6 +1,6 @@
 """Whether a long session costs the server the same at its end as at its beginning.
 
-Usage: python tests/bench/bench_memory.py [--hours 1] [--every-s 60]
+Usage: python tests/bench/bench_memory.py [--hours 0.1] [--every-s 30]
 
 Prints one JSON object. One simulated headset (stored packets: real video, simulated head, gaze and
 hands) is replayed losslessly, as fast as a real server in a process of its own takes it; `--hours`
@@ -134,8 +134,8 @@ async def run(hours: float, every_s: float) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--hours", type=float, default=1.0)
-    parser.add_argument("--every-s", type=float, default=60.0)
+    parser.add_argument("--hours", type=float, default=0.1)
+    parser.add_argument("--every-s", type=float, default=30.0)
     arguments = parser.parse_args()
     print(json.dumps(asyncio.run(run(arguments.hours, arguments.every_s)), indent=2))
 

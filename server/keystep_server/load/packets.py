@@ -11,12 +11,13 @@ from itertools import islice
 from pathlib import Path
 
 import av
+import cv2
 import msgspec
 import numpy as np
 
 from keystep_capture.errors import DataError
 from keystep_capture.samples import find_sample
-from keystep_capture.streams import HAND_JOINT_VALUES, HAND_JOINTS
+from keystep_capture.streams import HAND_JOINT_VALUES, HAND_JOINTS, STREAMS
 
 SIZE = (640, 360)
 RATE_HZ = 30
@@ -24,7 +25,7 @@ SPATIAL_RATE_HZ = 60
 FRAME_COUNT = 240
 GROUP_FRAMES = 15
 """A key frame each half second, as the bridge asks for."""
-STREAMS = ("rgb", "head", "gaze", "hands")
+DEPTH_SIZE, DEPTH_RATE_HZ = (320, 288), 5
 _NS = 1_000_000_000
 
 
@@ -82,6 +83,8 @@ def make_packets(frame_count: int = FRAME_COUNT) -> StoredPackets:
         DataError: This installation of PyAV cannot encode H.264.
     """
     found = [*_video(frame_count), *_spatial_input(frame_count * SPATIAL_RATE_HZ // RATE_HZ)]
+    if "depth" in STREAMS:
+        found += _depth(frame_count * DEPTH_RATE_HZ // RATE_HZ)
     return StoredPackets(
         duration_ns=frame_count * _NS // RATE_HZ,
         packets=sorted(found, key=lambda packet: packet.offset_ns),
@@ -150,3 +153,21 @@ def _spatial_input(sample_count: int) -> Iterator[StoredPacket]:
             yield StoredPacket(
                 stream=stream, offset_ns=offset_ns, payload=value.tobytes(), encoding=encoding
             )
+
+
+def _depth(image_count: int) -> Iterator[StoredPacket]:
+    """Long-throw depth, mm, of a slanted wall that comes and goes; simulated."""
+    rng = np.random.default_rng(2)
+    width, height = DEPTH_SIZE
+    wall_mm = np.linspace(900, 2400, width)[None] + rng.normal(0, 6, (height, width))
+    for number in range(image_count):
+        image = (wall_mm + 100 * np.sin(2 * np.pi * number / image_count)).astype(np.uint16)
+        _, encoded = cv2.imencode(".png", image)
+        yield StoredPacket(
+            stream="depth",
+            offset_ns=number * _NS // DEPTH_RATE_HZ,
+            payload=encoded.tobytes(),
+            encoding="png16",
+            width=width,
+            height=height,
+        )

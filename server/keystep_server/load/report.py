@@ -14,9 +14,10 @@ import numpy as np
 import onnxruntime
 from rich.table import Table
 
+from keystep_capture.streams import STREAMS
 from keystep_server.load.bare import EXTRACT_EVERY
 from keystep_server.load.measure import TICK_RATE_HZ, WRITTEN, Round
-from keystep_server.load.packets import RATE_HZ, SIZE, SPATIAL_RATE_HZ
+from keystep_server.load.packets import DEPTH_RATE_HZ, RATE_HZ, SIZE, SPATIAL_RATE_HZ
 
 TARGET_RATIO = 1.25
 TARGET_FAIRNESS = 0.8
@@ -77,7 +78,8 @@ def whole_report(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "rgb": f"{SIZE[0]}x{SIZE[1]}@{RATE_HZ} h264",
             "spatial_input_hz": SPATIAL_RATE_HZ,
             "features_hz": TICK_RATE_HZ,
-            "data": "real video; head, gaze and hands simulated",
+            "depth_hz": DEPTH_RATE_HZ if "depth" in STREAMS else 0,
+            "data": "real video; head, gaze, hands and depth simulated",
         },
         "target_ratio": TARGET_RATIO,
         "target_fairness": TARGET_FAIRNESS,
