@@ -64,7 +64,9 @@ def _wire(address: str, host: str, port: int) -> Finding:
         return _finding(address, "problem", "does not speak ZeroMQ", "check address and port")
     mechanism = greeting[12:32].rstrip(b"\0").decode("ascii", "replace")
     if mechanism == "CURVE":
-        return _finding(address, "ok", "answers, encrypted: bridges need its token or key")
+        return _finding(
+            address, "ok", "answers, encrypted: each device needs a key (keystep device add)"
+        )
     return _finding(address, "ok", f"answers, without encryption ({mechanism})")
 
 

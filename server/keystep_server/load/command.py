@@ -33,11 +33,11 @@ def load(
         str, typer.Option(help="Threads that decode; several rounds as 1,2; empty: the default.")
     ] = "",
     server: Annotated[
-        str | None, typer.Option(help="Wire endpoint of a running server, instead of an own one.")
+        str | None, typer.Option(help="Wire endpoint of a running server that asks for no keys.")
     ] = None,
     rest: Annotated[str | None, typer.Option(help="That server's REST address.")] = None,
     token: Annotated[
-        str | None, typer.Option(envvar="KEYSTEP_TOKEN", help="That server's token.")
+        str | None, typer.Option(envvar="KEYSTEP_TOKEN", help="A token of its REST side.")
     ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write all figures here.")

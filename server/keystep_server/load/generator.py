@@ -33,7 +33,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     devices: list[str]
     phases: list[float]
     seconds: float | None = None
-    token: str | None = None
     close: bool = False
     kind: Literal["expert", "guided"] = "guided"
 
@@ -67,7 +66,6 @@ class Headset:
             source,
             server=settings.server,
             instance=f"{device}-{time.monotonic_ns()}",
-            token=settings.token,
         )
         self._phase_ns = round(phase_s * 1e9)
         self._stored = stored

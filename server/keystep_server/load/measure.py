@@ -27,7 +27,7 @@ WRITTEN = ("arrival_to_written", "capture_to_written")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A server under load; `pid` where its CPU time can be read here."""
+    """A server under load; `pid` where its CPU time can be read here, `token` is REST's."""
 
     wire: str
     rest: str
@@ -196,7 +196,6 @@ async def _start_generators(
             server=target.wire,
             devices=[devices[number] for number in mine],
             phases=[number / plan.headsets / TICK_RATE_HZ for number in mine],
-            token=target.token,
             close=close,
         )
         generators.append(await start_generator(stack, settings))
