@@ -31,7 +31,14 @@ def peer_with(
         streams=["head"],
     )
     peer = Peer(
-        routing_id=b"1", hello=hello, session_id="ses", epoch=epoch, lanes={}, heard_ns=NOW_NS
+        routing_id=b"1",
+        user=None,
+        fd=-1,
+        hello=hello,
+        session_id="ses",
+        epoch=epoch,
+        lanes={},
+        heard_ns=NOW_NS,
     )
     read_ns = NOW_NS - there_ns - back_ns
     peer.clock.add(
