@@ -14,7 +14,8 @@ import numpy.typing as npt
 import structlog
 from av.video.frame import VideoFrame
 
-from keystep_capture.recording import read_frames
+from keystep_capture.recording import part_paths
+from keystep_capture.recording.pictures import read_frames
 from keystep_models.psr.procedure import Procedure
 from keystep_models.steps.contact_sheet import ContactTile, draw_contact_sheet
 from keystep_models.steps.extraction import KeyStepSegment, extract_key_steps
@@ -151,7 +152,7 @@ def extracted_key_steps(
         seed=settings.seed,
     )
     moments = [_moment(ticks, segment) for segment in segments]
-    images = _read_images(sorted(folder.glob("rgb-*.mcap")), moments)
+    images = _read_images(part_paths(folder / "recording"), moments)
     provenance = {
         "method": "steps-algorithm-1",
         "features": "raw appearance",

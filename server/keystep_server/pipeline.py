@@ -32,7 +32,7 @@ from keystep_capture.errors import (
 )
 from keystep_capture.payloads import check_image, read_array
 from keystep_capture.peers import Buffer, Lane
-from keystep_capture.recording import VideoRecorder
+from keystep_capture.recording import RecordingInfo, RecordingWriter
 from keystep_capture.streams import STREAMS
 from keystep_capture.video import GapFilter, PacketDecoder
 from keystep_capture.wire import PacketHeader
@@ -202,7 +202,7 @@ class SessionPipeline:
         self.size_changes = 0
         self.disk_error: str | None = None
         self.left_out: Counter[str] = Counter()  # ticks without an embedding, by reason
-        self._recorder: VideoRecorder | None = None
+        self._recorder: RecordingWriter | None = None
         self._video_before: VideoState | None = None  # of a run before this one
         self._preprocessing = AppearancePreprocessing()
         self._decoder: tuple[tuple[int, str], PacketDecoder, GapFilter] | None = None
@@ -345,19 +345,19 @@ class SessionPipeline:
         if self._recorder is None:
             return self._video_before
         try:
-            return VideoState(part=self._recorder.part, size_bytes=self._recorder.flush())
+            written = self._recorder.flush()
         except OSError as error:
             self.disk_error = f"video is not recorded: {error}"
             return self._video_before
+        if written is None:
+            return self._video_before
+        return VideoState(part=written.part, size_bytes=written.size_bytes)
 
     def _take_back_video(self, video: VideoState | None) -> None:
         """Cut off what will be sent and recorded again."""
         self._video_before = video
-        for part in self._folder.glob("rgb-[0-9]*.mcap"):
-            if video is None or part.name > video.part:
-                part.unlink()
-            elif part.name == video.part and part.stat().st_size > video.size_bytes:
-                os.truncate(part, video.size_bytes)
+        written = video and Position(part=video.part, size_bytes=video.size_bytes)
+        take_back(self._folder / "recording", written)
 
     def _was_taken(self, header: PacketHeader) -> bool:
         epoch, sequence = self._taken.get(header.stream, (-1, -1))
@@ -529,10 +529,9 @@ class SessionPipeline:
         """Keep a packet on disk; guidance does not wait for a disk that fails."""
         try:
             if self._recorder is None:
-                numbers = [int(part.stem[4:]) for part in self._folder.glob("rgb-[0-9]*.mcap")]
-                part = max(numbers, default=-1) + 1
-                self._recorder = VideoRecorder(self._folder / f"rgb-{part:03d}.mcap")
-            self._recorder.write(item.header, item.payload)
+                info = RecordingInfo(session=self._session_id)
+                self._recorder = RecordingWriter(self._folder / "recording", info)
+            self._recorder.write_packet(item.header, item.payload, receive_time_ns=item.received_ns)
         except OSError as error:
             self.disk_error = f"video is not recorded: {error}"
             outcome.dropped["rgb", "not_recorded"] += 1

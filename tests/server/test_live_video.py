@@ -212,7 +212,7 @@ async def test_recording_that_a_crash_left_empty_costs_its_own_pictures_only(
         first = await live.join("hl2", "rgb", **options)
         await live.send(first, "rgb", coffee[:60])
         await live.worked_off(first, "rgb", 60)
-    (part,) = tmp_path.glob("sessions/*/rgb-000.mcap")
+    (part,) = tmp_path.glob("sessions/*/recording/part-000.mcap")
     assert part.stat().st_size > 10_000
     part.write_bytes(b"")
     async with tools.live_server(tmp_path) as live:

@@ -1,0 +1,19 @@
+"""Recordings: a session's packets and notes in MCAP parts, and what reads, checks and mends them.
+
+`RecordingWriter` and `RecordingQueue` write, `Recording` reads; docs/recordings.md is the format.
+"""
+
+from keystep_capture.recording.info import RecordingInfo
+from keystep_capture.recording.queue import RecordingQueue
+from keystep_capture.recording.reader import RecordedNote, RecordedPacket, Recording
+from keystep_capture.recording.writer import RecordingWriter, part_paths
+
+__all__ = [
+    "RecordedNote",
+    "RecordedPacket",
+    "Recording",
+    "RecordingInfo",
+    "RecordingQueue",
+    "RecordingWriter",
+    "part_paths",
+]

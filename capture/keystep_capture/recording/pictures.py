@@ -1,0 +1,142 @@
+"""Pictures of a recording: at given moments, or tick by tick with the other streams."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import structlog
+from av.video.frame import VideoFrame
+
+from keystep_capture.align import Tick, TickAligner
+from keystep_capture.errors import DataError, VideoError, WireError
+from keystep_capture.payloads import read_array
+from keystep_capture.recording.reader import RecordedPacket, Recording
+from keystep_capture.streams import STREAMS
+from keystep_capture.video import GapFilter, PacketDecoder
+from keystep_capture.wire import PacketHeader
+
+log = structlog.get_logger(__name__)
+
+
+class VideoReader:
+    """Decodes a stream's packets in their order; one object per recording and stream."""
+
+    def __init__(self) -> None:
+        """Start before the first packet."""
+        self._decoder: tuple[tuple[int, str], PacketDecoder, GapFilter] | None = None
+
+    def decode(self, header: PacketHeader, payload: bytes) -> VideoFrame | None:
+        """The packet's picture; None where it cannot be decoded (a gap, damage)."""
+        key = (header.epoch, header.encoding)
+        if self._decoder is None or self._decoder[0] != key:
+            encoding = STREAMS[header.stream].encodings[header.encoding]
+            gaps = GapFilter(independent=not encoding.video)
+            self._decoder = key, PacketDecoder(header.encoding), gaps
+        _, decoder, gaps = self._decoder
+        if not gaps.admit(header.sequence, keyframe=header.keyframe):
+            return None
+        try:
+            return decoder.decode(payload)
+        except VideoError:
+            gaps.break_off()
+            return None
+
+
+def read_frames(
+    paths: Iterable[Path], wanted: Iterable[tuple[int, int]], *, stream: str = "rgb"
+) -> Iterator[tuple[tuple[int, int], VideoFrame]]:
+    """Decode the pictures of given moments.
+
+    Args:
+        paths: Parts or folders; what is damaged is passed over with a warning.
+        wanted: (epoch, device_time_ns) of packets in the recording.
+        stream: The stream whose pictures are wanted.
+
+    Yields:
+        The moment and its picture, in the order of the recording; moments that are not there or
+        cannot be decoded are left out.
+    """
+    missing = set(wanted)
+    for path in paths:
+        try:
+            recording = Recording(path)
+        except DataError as error:
+            log.warning("a recording is passed over", error=str(error))
+            continue
+        with recording:
+            reader = VideoReader()
+            for packet in recording.packets((stream,), skip_damage=True):
+                if not missing:
+                    return
+                frame = reader.decode(packet.header, packet.payload)
+                moment = (packet.header.epoch, packet.header.device_time_ns)
+                if frame is not None and moment in missing:
+                    missing.discard(moment)
+                    yield moment, frame
+            for damage in recording.damage:
+                log.warning("a recording is damaged", damage=str(damage))
+
+
+def read_ticks(
+    recording: Recording,
+    *,
+    epoch: int,
+    leading: str = "rgb",
+    rate_hz: float = 10.0,
+    start_ns: int | None = None,
+    end_ns: int | None = None,
+    skip_damage: bool = False,
+) -> Iterator[Tick]:
+    """A recording's ticks, as a live session would have had them.
+
+    Args:
+        recording: Open for reading.
+        epoch: The epoch wanted.
+        leading: The stream whose samples make the ticks.
+        rate_hz: Ticks a second of device time.
+        start_ns: First tick's device time at the earliest; decoding begins at the key frame before.
+        end_ns: Device time of packets no more read.
+        skip_damage: Pass over what is damaged.
+
+    Yields:
+        Ticks in order. Samples of pictures are `VideoFrame`s, all others arrays (None where the
+        sensor had nothing), or bytes where the encoding has no numbers.
+
+    Raises:
+        DamagedError: Something is damaged.
+    """
+    streams = [lane.stream for lane in recording.lanes if lane.epoch == epoch]
+    if leading not in streams:
+        return
+    aligner = TickAligner(leading=leading, others=streams, rate_hz=rate_hz)
+    videos: dict[str, VideoReader] = {}
+    begin_ns = start_ns
+    if start_ns is not None:
+        before = recording.keyframe_before(leading, start_ns, epoch=epoch)
+        begin_ns = before if before is not None else start_ns
+    for packet in recording.packets(
+        epoch=epoch, start_ns=begin_ns, end_ns=end_ns, skip_damage=skip_damage
+    ):
+        header = packet.header
+        value = _value_of(packet, videos)
+        too_early = start_ns is not None and header.device_time_ns < start_ns
+        undecodable = value is None and header.stream == leading
+        if not (too_early and header.stream == leading) and not undecodable:
+            yield from aligner.push(header.stream, header.device_time_ns, value)
+    yield from aligner.flush()
+
+
+def _value_of(packet: RecordedPacket, videos: dict[str, VideoReader]) -> object:
+    header = packet.header
+    if header.valid == 0:
+        return None
+    encoding = STREAMS[header.stream].encodings[header.encoding]
+    if encoding.numeric is not None:
+        try:
+            return read_array(header, packet.payload)
+        except WireError:
+            return None
+    if encoding.video or header.encoding == "jpeg":
+        return videos.setdefault(header.stream, VideoReader()).decode(header, packet.payload)
+    return packet.payload

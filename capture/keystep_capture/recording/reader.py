@@ -1,0 +1,484 @@
+"""Reads a recording, a file or a folder of parts, as packets and notes.
+
+Opening reads the index only; a part without one (its writer was killed) is read up to where it
+breaks. Memory: one chunk, and when read by device time those that overlap in time.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Literal, Self, TypeAlias
+
+from mcap.records import Channel
+
+from keystep_capture.errors import DataError
+from keystep_capture.recording import schemas
+from keystep_capture.recording.foxglove import carried_payload
+from keystep_capture.recording.info import RecordingInfo
+from keystep_capture.recording.notes import NOTE_KINDS, Note
+from keystep_capture.recording.schemas import INFO_NAME
+from keystep_capture.recording.source import Damage, DamagedError, McapSource, RawMessage
+from keystep_capture.recording.writer import part_paths
+from keystep_capture.streams import STREAMS
+from keystep_capture.wire import PacketHeader
+
+MAX_HELD_BYTES: Final = 256 * 1024 * 1024
+"""What reading by device time may hold for chunks that overlap in time."""
+MAX_JSON_BYTES: Final = 8 * 1024 * 1024
+"""Largest packet or note as JSON; a payload of 4 MiB takes 5.6 MiB in base64."""
+MAX_PARTS: Final = 4096
+_KEYFRAME_SEARCH_CHUNKS = 256
+_MAX_SKIPPED = 1000
+"""Damages listed by a reading that passes over them; later ones are passed over unlisted."""
+
+Order: TypeAlias = Literal["arrival", "device_time"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedPacket:
+    """A packet as it came.
+
+    Attributes:
+        header: The wire's header.
+        payload: Its payload.
+        receive_time_ns: When it arrived, on the arrival clock (`RecordingInfo.clock`).
+        part_idx: The part it stands in.
+        arrival: Its number in the order of arrival within the part.
+    """
+
+    header: PacketHeader
+    payload: bytes
+    receive_time_ns: int
+    part_idx: int
+    arrival: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedNote:
+    """A note; `kind` is one of `NOTE_KINDS`, the other fields as `RecordedPacket`'s."""
+
+    kind: str
+    note: Note
+    device_time_ns: int
+    receive_time_ns: int
+    part_idx: int
+    arrival: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lane:
+    """One stream of one epoch in a recording, with the encodings it has."""
+
+    stream: str
+    epoch: int
+    encodings: tuple[str, ...]
+
+
+class Recording:
+    """A recording that is open for reading; a context manager.
+
+    Attributes:
+        path: The file or folder.
+        parts: Its files, in order.
+        info: What its first part says of the recording.
+        damage: What is known to be damaged: found when it was opened, or passed over since.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open a file or a folder of `part-NNN.mcap`.
+
+        Raises:
+            DataError: It is no recording of Keystep; one line with the file and the byte.
+            OSError: It cannot be read.
+        """
+        paths = [path]
+        if path.is_dir():
+            paths = part_paths(path)
+            if not paths:
+                raise DataError(f"{path}: expected a recording's parts, part-000.mcap and on")
+            if len(paths) > MAX_PARTS:
+                raise DataError(f"{path}: {len(paths)} parts, at most {MAX_PARTS} can be read")
+        self.path = path
+        self.parts: list[McapSource] = []
+        try:
+            for part in paths:
+                self.parts.append(McapSource(part))
+            self.damage = [damage for part in self.parts for damage in part.damage]
+            self.info = self._read_info()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close its files."""
+        for part in self.parts:
+            part.close()
+
+    @property
+    def finished(self) -> bool:
+        """Whether every part was closed properly."""
+        return all(part.finished for part in self.parts)
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of all parts."""
+        return sum(part.size_bytes for part in self.parts)
+
+    @property
+    def lanes(self) -> tuple[Lane, ...]:
+        """Its streams by epoch, in the order of the table of streams."""
+        found: dict[tuple[int, str], set[str]] = {}
+        for part in self.parts:
+            for channel in part.channels.values():
+                about = _about(channel)
+                if about is not None and about.role == "packet":
+                    found.setdefault((about.epoch, about.stream), set()).add(about.encoding)
+        order = list(STREAMS)
+        return tuple(
+            Lane(stream=stream, epoch=epoch, encodings=tuple(sorted(found[epoch, stream])))
+            for epoch, stream in sorted(found, key=lambda key: (key[0], order.index(key[1])))
+        )
+
+    @property
+    def epochs(self) -> tuple[int, ...]:
+        """Its epochs; device times are comparable within one only."""
+        return tuple(sorted({lane.epoch for lane in self.lanes}))
+
+    @property
+    def device_span_ns(self) -> tuple[int, int] | None:
+        """First and last device time of any packet or note, from the index; None where empty."""
+        spans = [part.chunk_times(idx) for part in self.parts for idx in range(part.chunk_count)]
+        if not spans:
+            return None
+        return min(start for start, _ in spans), max(end for _, end in spans)
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    def entries(self, *, skip_damage: bool = False) -> Iterator[RecordedPacket | RecordedNote]:
+        """All packets and notes in their order of arrival.
+
+        Args:
+            skip_damage: Pass over damaged chunks and messages, listing them in `damage`.
+
+        Raises:
+            DamagedError: A chunk or message is damaged; one line with the file and the byte.
+        """
+        for part_idx in range(len(self.parts)):
+            decoder = _Decoder(self, part_idx, skip_damage=skip_damage)
+            for idx in range(self.parts[part_idx].chunk_count):
+                yield from decoder.entries(idx)
+
+    def notes(self, *kinds: str, skip_damage: bool = False) -> Iterator[RecordedNote]:
+        """Notes in their order of arrival: of some kinds, or all.
+
+        Raises:
+            DamagedError: As `entries`.
+        """
+        for part_idx, part in enumerate(self.parts):
+            decoder = _Decoder(self, part_idx, streams=(), kinds=kinds, skip_damage=skip_damage)
+            for idx in range(part.chunk_count):
+                for entry in decoder.entries(idx):
+                    assert isinstance(entry, RecordedNote)
+                    yield entry
+
+    def packets(
+        self,
+        streams: Iterable[str] | None = None,
+        *,
+        order: Order = "arrival",
+        epoch: int | None = None,
+        start_ns: int | None = None,
+        end_ns: int | None = None,
+        skip_damage: bool = False,
+    ) -> Iterator[RecordedPacket]:
+        """Packets; chunks outside of the wanted times are not read.
+
+        Args:
+            streams: Those wanted; None: all.
+            order: `arrival`: as they came, part by part. `device_time`: by device time, epoch by
+                epoch; equal times in their order of arrival.
+            epoch: The one wanted; None: all.
+            start_ns: First device time wanted; for video see `keyframe_before`.
+            end_ns: The device time that is no more wanted.
+            skip_damage: Pass over what is damaged, listing it in `damage`.
+
+        Raises:
+            DamagedError: As `entries`.
+            DataError: By device time, and more than 256 MiB overlap in time.
+        """
+        wanted = None if streams is None else tuple(streams)
+        window = _Window(start_ns, end_ns)
+        if order == "arrival":
+            return self._by_arrival(wanted, epoch, window, skip_damage)
+        epochs = self.epochs if epoch is None else (epoch,)
+        return (
+            packet
+            for one in epochs
+            for packet in self._by_device_time(wanted, one, window, skip_damage)
+        )
+
+    def keyframe_before(self, stream: str, device_time_ns: int, *, epoch: int) -> int | None:
+        """Device time of the last key frame at or before a time: where decoding may begin.
+
+        Reads backwards from that time through the index; None where there is no key frame within
+        256 chunks before it.
+        """
+        chunks = [
+            (part.chunk_times(idx)[0], part_idx, idx)
+            for part_idx, part in enumerate(self.parts)
+            for idx in range(part.chunk_count)
+            if part.chunk_times(idx)[0] <= device_time_ns
+        ]
+        found: int | None = None
+        for _, part_idx, idx in heapq.nlargest(_KEYFRAME_SEARCH_CHUNKS, chunks):
+            end_ns = self.parts[part_idx].chunk_times(idx)[1]
+            if found is not None and end_ns <= found:
+                break
+            decoder = _Decoder(self, part_idx, streams=(stream,), kinds=None, skip_damage=True)
+            for entry in decoder.entries(idx):
+                assert isinstance(entry, RecordedPacket)
+                header = entry.header
+                if header.epoch == epoch and header.keyframe:
+                    time_ns = header.device_time_ns
+                    if time_ns <= device_time_ns and (found is None or time_ns > found):
+                        found = time_ns
+        return found
+
+    def _by_arrival(
+        self,
+        streams: tuple[str, ...] | None,
+        epoch: int | None,
+        window: _Window,
+        skip_damage: bool,
+    ) -> Iterator[RecordedPacket]:
+        for part_idx, part in enumerate(self.parts):
+            decoder = _Decoder(
+                self, part_idx, streams=streams, kinds=None, epoch=epoch, skip_damage=skip_damage
+            )
+            for idx in range(part.chunk_count):
+                if window.meets(*part.chunk_times(idx)):
+                    yield from _inside(decoder.entries(idx), window)
+
+    def _by_device_time(
+        self, streams: tuple[str, ...] | None, epoch: int, window: _Window, skip_damage: bool
+    ) -> Iterator[RecordedPacket]:
+        decoders = [
+            _Decoder(self, idx, streams=streams, kinds=None, epoch=epoch, skip_damage=skip_damage)
+            for idx in range(len(self.parts))
+        ]
+        chunks = sorted(
+            (*part.chunk_times(idx), part_idx, idx)
+            for part_idx, part in enumerate(self.parts)
+            for idx in range(part.chunk_count)
+            if window.meets(*part.chunk_times(idx))
+        )
+        held: list[tuple[int, int, int, RecordedPacket]] = []
+        held_bytes = 0
+        for start_ns, _, part_idx, idx in chunks:
+            while held and held[0][0] < start_ns:
+                packet = heapq.heappop(held)[-1]
+                held_bytes -= len(packet.payload) + 1024
+                yield packet
+            for packet in _inside(decoders[part_idx].entries(idx), window):
+                time_ns = packet.header.device_time_ns
+                heapq.heappush(held, (time_ns, part_idx, packet.arrival, packet))
+                held_bytes += len(packet.payload) + 1024
+                if held_bytes > MAX_HELD_BYTES:
+                    raise DataError(
+                        f"{self.parts[part_idx].path}: at byte "
+                        f"{self.parts[part_idx].chunk_offset(idx)}: more than "
+                        f"{MAX_HELD_BYTES >> 20} MiB overlap in time; read in order of arrival"
+                    )
+        while held:
+            yield heapq.heappop(held)[-1]
+
+    def _read_info(self) -> RecordingInfo:
+        for part in self.parts:
+            values = part.metadata.get(INFO_NAME)
+            if values is None:
+                raise DataError(
+                    f"{part.path}: an MCAP file, but no recording of Keystep: expected metadata "
+                    f"{INFO_NAME!r} at its beginning"
+                )
+            version = values.get("format_version", "")
+            if version != schemas.FORMAT_VERSION:
+                raise DataError(
+                    f"{part.path}: format version {version[:16]!r}, this program reads version "
+                    f"{schemas.FORMAT_VERSION}: use the keystep that wrote it"
+                )
+        return RecordingInfo.from_metadata(self.parts[0].metadata[INFO_NAME])
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """Device times from `start_ns` on and before `end_ns`; None: open."""
+
+    start_ns: int | None
+    end_ns: int | None
+
+    def meets(self, first_ns: int, last_ns: int) -> bool:
+        return (self.start_ns is None or last_ns >= self.start_ns) and (
+            self.end_ns is None or first_ns < self.end_ns
+        )
+
+
+def _inside(
+    entries: Iterable[RecordedPacket | RecordedNote], window: _Window
+) -> Iterator[RecordedPacket]:
+    for entry in entries:
+        if isinstance(entry, RecordedPacket):
+            time_ns = entry.header.device_time_ns
+            if window.meets(time_ns, time_ns):
+                yield entry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _About:
+    """What a channel's metadata says."""
+
+    role: str
+    stream: str = ""
+    epoch: int = 0
+    encoding: str = ""
+    kind: str = ""
+
+
+def _about(channel: Channel) -> _About | None:
+    """None for a channel that is none of ours, or of a stream this version does not know."""
+    values = channel.metadata
+    role, kind = values.get("role", ""), values.get("kind", "")
+    if role == "note":
+        return _About(role=role, kind=kind) if kind in NOTE_KINDS else None
+    stream, epoch = values.get("stream", ""), values.get("epoch", "")
+    numbered = epoch.isascii() and epoch.isdigit() and len(epoch) < 20
+    if role not in ("packet", "carrier") or stream not in STREAMS or not numbered:
+        return None
+    return _About(
+        role=role, stream=stream, epoch=int(epoch), encoding=values.get("encoding", "")[:64]
+    )
+
+
+class _Decoder:
+    """Turns the messages of a part's chunks into entries, chunk by chunk."""
+
+    def __init__(
+        self,
+        recording: Recording,
+        part_idx: int,
+        *,
+        streams: tuple[str, ...] | None = None,
+        kinds: tuple[str, ...] | None = (),
+        epoch: int | None = None,
+        skip_damage: bool,
+    ) -> None:
+        """Prepare; `streams` None: all, `kinds` empty: all, None: no notes."""
+        self._recording = recording
+        self._part_idx = part_idx
+        self._source = recording.parts[part_idx]
+        self._streams = streams
+        self._kinds = kinds
+        self._epoch = epoch
+        self._skip_damage = skip_damage
+        self._wanted: dict[int, tuple[_About, str] | None] = {}
+        self._carried: dict[tuple[int, str], tuple[int, str, memoryview]] = {}
+
+    def entries(self, idx: int) -> Iterator[RecordedPacket | RecordedNote]:
+        """The entries of a chunk, in order of arrival."""
+        try:
+            for message in self._source.messages(idx):
+                if message.channel_id not in self._wanted:
+                    self._wanted[message.channel_id] = self._judge(message.channel_id, idx)
+                wanted = self._wanted[message.channel_id]
+                if wanted is None:
+                    continue
+                about, schema = wanted
+                if about.role == "carrier":
+                    key = (about.epoch, about.stream)
+                    self._carried[key] = (message.sequence, schema, message.data)
+                    continue
+                try:
+                    entry = self._decode(about, message)
+                except DataError as error:
+                    self._damaged(idx, str(error))
+                else:
+                    yield entry
+        except DamagedError as error:
+            if not self._skip_damage:
+                raise
+            self._list(error.damage)
+
+    def _judge(self, channel_id: int, idx: int) -> tuple[_About, str] | None:
+        channel = self._source.channels.get(channel_id)
+        if channel is None:
+            self._damaged(idx, f"a message of channel {channel_id}, which is not described")
+            return None
+        about = _about(channel)
+        if about is None:
+            return None
+        schema = self._source.schemas.get(channel.schema_id, "")
+        if about.role == "note":
+            unwanted = self._kinds is None or (self._kinds and about.kind not in self._kinds)
+            return None if unwanted else (about, schema)
+        if self._streams is not None and about.stream not in self._streams:
+            return None
+        return None if self._epoch not in (None, about.epoch) else (about, schema)
+
+    def _decode(self, about: _About, message: RawMessage) -> RecordedPacket | RecordedNote:
+        if len(message.data) > MAX_JSON_BYTES:
+            raise DataError(
+                f"a message of {len(message.data)} bytes, at most {MAX_JSON_BYTES} can be read"
+            )
+        if about.role == "note":
+            return RecordedNote(
+                kind=about.kind,
+                note=schemas.decode_note(about.kind, message.data),
+                device_time_ns=message.log_time_ns,
+                receive_time_ns=message.publish_time_ns,
+                part_idx=self._part_idx,
+                arrival=message.sequence,
+            )
+        carried: bytes | None = None
+        waiting = self._carried.pop((about.epoch, about.stream), None)
+        if waiting is not None and waiting[0] == message.sequence:
+            carried = carried_payload(waiting[1], waiting[2])
+        header, payload = schemas.decode_packet(message.data, carried)
+        if (header.stream, header.epoch) != (about.stream, about.epoch):
+            raise DataError(
+                f"a packet of {header.stream} epoch {header.epoch} stands in the channel of "
+                f"{about.stream} epoch {about.epoch}"
+            )
+        return RecordedPacket(
+            header=header,
+            payload=payload,
+            receive_time_ns=message.publish_time_ns,
+            part_idx=self._part_idx,
+            arrival=message.sequence,
+        )
+
+    def _damaged(self, idx: int, reason: str) -> None:
+        damage = Damage(
+            path=self._source.path, offset=self._source.chunk_offset(idx), reason=reason
+        )
+        if not self._skip_damage:
+            raise DamagedError(damage)
+        self._list(damage)
+
+    def _list(self, damage: Damage) -> None:
+        listed = self._recording.damage
+        if damage not in listed and len(listed) < _MAX_SKIPPED:
+            listed.append(damage)
