@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from keystep_capture.errors import ConfigError, KeystepError
+from keystep_capture.recording.commands import register as register_recording
 
 app = typer.Typer(
     name="keystep",
@@ -33,6 +34,7 @@ def main() -> None:
 
     Exit codes: 0 done, 1 failure, 2 wrong usage or settings, 130 interrupted before it was done.
     """
+    register_recording(app)
     for entry in sorted(entry_points(group="keystep.commands"), key=lambda e: e.name):
         entry.load()(app)
     try:

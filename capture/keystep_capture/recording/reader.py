@@ -104,14 +104,13 @@ class Recording:
                 raise DataError(f"{path}: {len(paths)} parts, at most {MAX_PARTS} can be read")
         self.path = path
         self.parts: list[McapSource] = []
+        self.damage: list[Damage] = []
         try:
-            for part in paths:
-                self.parts.append(McapSource(part))
-            self.damage = [damage for part in self.parts for damage in part.damage]
-            self.info = self._read_info()
+            self._open_parts(paths)
         except BaseException:
             self.close()
             raise
+        self.info = RecordingInfo.from_metadata(self.parts[0].metadata[INFO_NAME])
 
     def __enter__(self) -> Self:
         return self
@@ -307,21 +306,46 @@ class Recording:
         while held:
             yield heapq.heappop(held)[-1]
 
-    def _read_info(self) -> RecordingInfo:
-        for part in self.parts:
-            values = part.metadata.get(INFO_NAME)
-            if values is None:
-                raise DataError(
-                    f"{part.path}: an MCAP file, but no recording of Keystep: expected metadata "
-                    f"{INFO_NAME!r} at its beginning"
-                )
-            version = values.get("format_version", "")
-            if version != schemas.FORMAT_VERSION:
-                raise DataError(
-                    f"{part.path}: format version {version[:16]!r}, this program reads version "
-                    f"{schemas.FORMAT_VERSION}: use the keystep that wrote it"
-                )
-        return RecordingInfo.from_metadata(self.parts[0].metadata[INFO_NAME])
+    def _open_parts(self, paths: list[Path]) -> None:
+        """Open what can be opened; a part that a crash left empty costs itself only."""
+        for path in paths:
+            try:
+                part = _open_part(path)
+            except DataError as error:
+                if len(paths) == 1:
+                    raise
+                self.damage.append(Damage(path=path, offset=0, reason=_without(path, error)))
+            else:
+                self.parts.append(part)
+                self.damage.extend(part.damage)
+        if not self.parts:
+            raise DataError(f"no part can be read: {self.damage[0]}")
+
+
+def _open_part(path: Path) -> McapSource:
+    part = McapSource(path)
+    try:
+        values = part.metadata.get(INFO_NAME)
+        if values is None:
+            raise DataError(
+                f"{path}: an MCAP file, but no recording of Keystep: expected metadata "
+                f"{INFO_NAME!r} at its beginning"
+            )
+        version = values.get("format_version", "")
+        if version != schemas.FORMAT_VERSION:
+            raise DataError(
+                f"{path}: format version {version[:16]!r}, this program reads version "
+                f"{schemas.FORMAT_VERSION}: use the keystep that wrote it"
+            )
+        RecordingInfo.from_metadata(values)
+    except BaseException:
+        part.close()
+        raise
+    return part
+
+
+def _without(path: Path, error: DataError) -> str:
+    return str(error).removeprefix(f"{path}: ").removeprefix("at byte 0: ")
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,7 +88,7 @@ def _repair_part(path: Path, target: Path) -> Repair:
 
 
 class _Copier:
-    """Copies chunks whole: a chunk that breaks in its middle gives what stands before."""
+    """Copies chunks, those whole that are what their checksums say."""
 
     def __init__(self, source: McapSource, file: McapFile) -> None:
         self._source = source

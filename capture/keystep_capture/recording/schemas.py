@@ -7,11 +7,12 @@ Foxglove message before it with the same MCAP `sequence` (video, images, hands' 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -20,7 +21,7 @@ from mcap.well_known import MessageEncoding, SchemaEncoding
 from keystep_capture import wire
 from keystep_capture.errors import DataError, WireError
 from keystep_capture.recording import foxglove
-from keystep_capture.recording.foxglove import Carrier, Payload, View
+from keystep_capture.recording.foxglove import Payload
 from keystep_capture.recording.notes import KIND_OF, NOTE_KINDS, Note
 from keystep_capture.streams import STREAMS
 from keystep_capture.wire import PacketHeader
@@ -62,8 +63,7 @@ class ChannelSpec:
     metadata: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EncodedMessage:
+class EncodedMessage(NamedTuple):
     """A message before it has a channel id; its bytes are the parts joined."""
 
     channel: ChannelSpec
@@ -100,17 +100,16 @@ class PacketEncoder:
         lane = self._lane(header)
         messages = []
         if header.intrinsics is not None and self._is_new_calibration(header):
-            messages.append(lane.view(foxglove.calibration_view(header)))
-        if header.pose is not None or lane.has_poses:
-            messages.extend(map(lane.view, foxglove.pose_views(header, payload)))
+            messages.append(EncodedMessage(lane.calibration, (lane.build.calibration(header),)))
+        lane.add_poses(messages, header, payload)
         carrier = foxglove.carrier_of(header) if len(payload) else None
         if carrier is None:
             record = _inline_record(header, payload)
         else:
-            parts = foxglove.carrier_parts(carrier, header, payload)
-            messages.append(EncodedMessage(channel=lane.carrier(carrier), parts=parts))
+            parts = lane.build.carrier_parts(carrier, header, payload)
+            messages.append(EncodedMessage(lane.carrier, parts))
             record = PacketRecord(header=header)
-        messages.append(EncodedMessage(channel=lane.record, parts=(_encode_json(record),)))
+        messages.append(EncodedMessage(lane.record, (_encode_json(record),)))
         return messages
 
     def _lane(self, header: PacketHeader) -> _LaneChannels:
@@ -129,39 +128,53 @@ class PacketEncoder:
 
 
 class _LaneChannels:
-    """The channels of one stream, epoch and encoding."""
+    """The channels of one stream, epoch and encoding, and what builds their messages."""
 
     def __init__(self, header: PacketHeader) -> None:
+        self.build = foxglove.LaneMessages(header)
         self._prefix = f"/epoch_{header.epoch}/{header.stream}"
-        self._metadata = MappingProxyType(
-            {"stream": header.stream, "epoch": str(header.epoch), "encoding": header.encoding}
+        self._metadata = {
+            "stream": header.stream,
+            "epoch": str(header.epoch),
+            "encoding": header.encoding,
+        }
+        self._encoding = header.encoding
+        self.record = self._channel("packet", PACKET_SCHEMA, "packet", MessageEncoding.JSON)
+        carrier = foxglove.carrier_by_encoding(header.encoding)
+        if carrier is not None:
+            name = carrier.message.DESCRIPTOR.full_name
+            self.carrier = self._channel(carrier.topic, name, "carrier")
+        self.calibration = self._channel("calibration", "foxglove.CameraCalibration", "view")
+        self._pose = self._channel("pose", "foxglove.FrameTransform", "view")
+        self._palms = self._channel("palms", "foxglove.FrameTransforms", "view")
+
+    def add_poses(
+        self, messages: list[EncodedMessage], header: PacketHeader, payload: Payload
+    ) -> None:
+        """Add the poses in a packet: a camera's, the head's, the palms'."""
+        if header.pose is not None:
+            self._add(messages, self._pose, self.build.pose(header, header.pose))
+        if not len(payload):
+            return
+        if self._encoding == "pose_f32":
+            self._add(messages, self._pose, self.build.head_pose(header, payload))
+        elif self._encoding == "joints_f32":
+            self._add(messages, self._palms, self.build.palms(header, payload))
+
+    @staticmethod
+    def _add(messages: list[EncodedMessage], channel: ChannelSpec, data: bytes | None) -> None:
+        if data is not None:
+            messages.append(EncodedMessage(channel, (data,)))
+
+    def _channel(
+        self, topic: str, schema: str, role: str, encoding: str = MessageEncoding.Protobuf
+    ) -> ChannelSpec:
+        return ChannelSpec(
+            topic=f"{self._prefix}/{topic}",
+            message_encoding=encoding,
+            schema_name=schema,
+            metadata=MappingProxyType({**self._metadata, "role": role}),
         )
-        self._views: dict[str, ChannelSpec] = {}
-        self.has_poses = header.encoding in ("pose_f32", "joints_f32")
-        self.record = ChannelSpec(
-            topic=f"{self._prefix}/packet",
-            message_encoding=MessageEncoding.JSON,
-            schema_name=PACKET_SCHEMA,
-            metadata=MappingProxyType({**self._metadata, "role": "packet"}),
-        )
-
-    def carrier(self, carrier: Carrier) -> ChannelSpec:
-        return self._protobuf(carrier.topic, carrier.message.DESCRIPTOR.full_name, "carrier")
-
-    def view(self, view: View) -> EncodedMessage:
-        channel = self._protobuf(view.topic, view.message.DESCRIPTOR.full_name, "view")
-        return EncodedMessage(channel=channel, parts=(view.message.SerializeToString(),))
-
-    def _protobuf(self, topic: str, schema_name: str, role: str) -> ChannelSpec:
-        spec = self._views.get(topic)
-        if spec is None:
-            spec = self._views[topic] = ChannelSpec(
-                topic=f"{self._prefix}/{topic}",
-                message_encoding=MessageEncoding.Protobuf,
-                schema_name=schema_name,
-                metadata=MappingProxyType({**self._metadata, "role": role}),
-            )
-        return spec
 
 
 def _inline_record(header: PacketHeader, payload: Payload) -> PacketRecord:
@@ -169,10 +182,10 @@ def _inline_record(header: PacketHeader, payload: Payload) -> PacketRecord:
     numeric = STREAMS[header.stream].encodings[header.encoding].numeric
     if numeric is None or not 0 < len(payload) <= MAX_BYTES_AS_NUMBERS:
         return PacketRecord(header=header, payload=bytes(payload))
-    array = np.frombuffer(payload, numeric)
-    if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+    values = np.frombuffer(payload, numeric).tolist()
+    if not math.isfinite(sum(values)):
         return PacketRecord(header=header, payload=bytes(payload))
-    return PacketRecord(header=header, values=array.tolist())
+    return PacketRecord(header=header, values=values)
 
 
 def decode_packet(record: bytes | memoryview, carried: bytes | None) -> tuple[PacketHeader, bytes]:
@@ -235,7 +248,7 @@ def note_channel(kind: str) -> ChannelSpec:
 
 def encode_note(note: Note) -> EncodedMessage:
     """A note's message."""
-    return EncodedMessage(channel=note_channel(KIND_OF[type(note)]), parts=(_encode_json(note),))
+    return EncodedMessage(note_channel(KIND_OF[type(note)]), (_encode_json(note),))
 
 
 def decode_note(kind: str, data: bytes | memoryview) -> Note:

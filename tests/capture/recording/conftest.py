@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterable
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,8 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from av.bitstream import BitStreamFilterContext
+from av.video.codeccontext import VideoCodecContext
+from av.video.frame import PictureType
 
 from keystep_capture import wire
 from keystep_capture.recording import RecordingInfo, RecordingWriter
@@ -42,18 +44,23 @@ Packets = list[tuple[wire.PacketHeader, bytes]]
 
 @functools.cache
 def coffee_packets() -> tuple[tuple[wire.PacketHeader, bytes], ...]:
-    """The bundled clip's video as packets, as it was encoded."""
+    """The bundled clip as a headset would encode it: no B frames, a key frame in 15."""
+    encoder = av.CodecContext.create("libx264", "w")
+    assert isinstance(encoder, VideoCodecContext)
+    encoder.width, encoder.height, encoder.pix_fmt = 320, 240, "yuv420p"
+    encoder.time_base = Fraction(1, 30)
+    encoder.options = {"tune": "zerolatency", "preset": "ultrafast", "g": "15", "bf": "0"}
     packets = []
     with av.open(str(find_sample("pour-coffee").video_path)) as container:
-        video = container.streams.video[0]
-        annex_b = BitStreamFilterContext("h264_mp4toannexb", video)
-        for unit in container.demux(video):
-            for part in annex_b.filter(unit if unit.size else None):
-                time_ns = 10**12 + round(part.pts * part.time_base * 10**9)
-                fields = {"keyframe": part.is_keyframe, "width": video.width}
-                fields |= {"height": video.height, "intrinsics": (500.0, 500.0, 160.0, 120.0)}
-                header = packet("rgb", len(packets), time_ns, pose=POSE, **fields)
-                packets.append((header, bytes(part)))
+        for picture in container.decode(video=0):
+            frame = picture.reformat(320, 240, "yuv420p")
+            frame.pts, frame.pict_type = len(packets), PictureType.NONE
+            (unit,) = encoder.encode(frame)
+            fields: dict[str, Any] = {"keyframe": unit.is_keyframe, "width": 320, "height": 240}
+            fields |= {"intrinsics": (500.0, 500.0, 160.0, 120.0), "pose": POSE}
+            number = len(packets)
+            header = packet("rgb", number, 10**12 + round(number * 1e9 / 30), **fields)
+            packets.append((header, bytes(unit)))
     return tuple(packets)
 
 
