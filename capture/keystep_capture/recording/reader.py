@@ -310,7 +310,7 @@ class Recording:
         """Open what can be opened; a part that a crash left empty costs itself only."""
         for path in paths:
             try:
-                part = _open_part(path)
+                part = open_part(path)
             except DataError as error:
                 if len(paths) == 1:
                     raise
@@ -322,7 +322,13 @@ class Recording:
             raise DataError(f"no part can be read: {self.damage[0]}")
 
 
-def _open_part(path: Path) -> McapSource:
+def open_part(path: Path) -> McapSource:
+    """Open one file of a recording.
+
+    Raises:
+        DataError: It is no recording of Keystep, or of another version.
+        OSError: It cannot be read.
+    """
     part = McapSource(path)
     try:
         values = part.metadata.get(INFO_NAME)
@@ -337,7 +343,10 @@ def _open_part(path: Path) -> McapSource:
                 f"{path}: format version {version[:16]!r}, this program reads version "
                 f"{schemas.FORMAT_VERSION}: use the keystep that wrote it"
             )
-        RecordingInfo.from_metadata(values)
+        try:
+            RecordingInfo.from_metadata(values)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from None
     except BaseException:
         part.close()
         raise

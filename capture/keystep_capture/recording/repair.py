@@ -9,6 +9,7 @@ from mcap.records import Channel
 
 from keystep_capture.errors import ConfigError, DataError
 from keystep_capture.recording.container import McapFile
+from keystep_capture.recording.reader import open_part
 from keystep_capture.recording.schemas import INFO_NAME, has_schema, schema_of
 from keystep_capture.recording.source import Damage, DamagedError, McapSource
 from keystep_capture.recording.writer import part_paths
@@ -66,15 +67,10 @@ def repair(path: Path, target: Path) -> list[Repair]:
 
 
 def _repair_part(path: Path, target: Path) -> Repair:
-    with McapSource(path) as source:
-        values = source.metadata.get(INFO_NAME)
-        if values is None:
-            raise DataError(
-                f"{path}: no recording of Keystep: expected metadata {INFO_NAME!r} at its beginning"
-            )
+    with open_part(path) as source:
         file = McapFile(target, library="keystep repair")
         try:
-            file.add_metadata(INFO_NAME, values)
+            file.add_metadata(INFO_NAME, source.metadata[INFO_NAME])
             copier = _Copier(source, file)
             for idx in range(source.chunk_count):
                 copier.copy_chunk(idx)
