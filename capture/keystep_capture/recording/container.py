@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mcap.data_stream import RecordBuilder
@@ -33,6 +33,7 @@ CHUNK_BYTES = 1024 * 1024
 """A chunk is ended when it holds this much; one packet more may be in it."""
 
 _MESSAGE = struct.Struct("<BQHIQQ")  # opcode, length, channel, sequence, log and publish time
+_MESSAGE_OP = int(Opcode.MESSAGE)
 _MESSAGE_FIELDS_BYTES = 2 + 4 + 8 + 8
 _CHUNK = struct.Struct("<BQQQQIIQ")  # opcode, length, times, size, CRC, no compression, data length
 _MESSAGE_INDEX = struct.Struct("<BQHI")
@@ -72,7 +73,7 @@ class McapFile:
         self._message_counts: dict[int, int] = {}
         self._start_ns: int | None = None
         self._end_ns = 0
-        self._written = 0
+        self._written = self._chunk_size = 0
         self._begin_chunk()
         self._write(MCAP0_MAGIC)
         self._write_record(Header(profile="keystep", library=library))
@@ -115,27 +116,25 @@ class McapFile:
         self._metadata_indexes.append(MetadataIndex(offset=offset, length=length, name=name))
 
     def add_message(
-        self, channel_id: int, sequence: int, log_time_ns: int, publish_time_ns: int, *data: Part
+        self,
+        channel_id: int,
+        sequence: int,
+        log_time_ns: int,
+        publish_time_ns: int,
+        parts: Sequence[Part],
     ) -> None:
         """Add a message to the chunk; its parts must not be changed until it is flushed."""
-        buffers, index = self._buffers, self._index.get(channel_id)
+        index = self._index.get(channel_id)
         if index is None:
-            index = self._index[channel_id] = []
-            record = self._channel_records[channel_id - 1]
-            buffers.append(record)
-            self._chunk_size += len(record)
-        length = _MESSAGE_FIELDS_BYTES
-        for part in data:
-            length += len(part)
-        index.append(log_time_ns)
-        index.append(self._chunk_size)
-        buffers.append(
-            _MESSAGE.pack(
-                Opcode.MESSAGE, length, channel_id, sequence, log_time_ns, publish_time_ns
-            )
+            index = self._begin_index(channel_id)
+        length = _MESSAGE_FIELDS_BYTES + sum(map(len, parts))
+        offset = self._chunk_size
+        index += (log_time_ns, offset)
+        self._buffers += (
+            _MESSAGE.pack(_MESSAGE_OP, length, channel_id, sequence, log_time_ns, publish_time_ns),
+            *parts,
         )
-        buffers.extend(data)
-        self._chunk_size += 9 + length
+        self._chunk_size = offset + 9 + length
 
     def end_group(self) -> None:
         """Say that the messages so far may be parted from the next ones."""
@@ -172,6 +171,15 @@ class McapFile:
             self._file.close()
         except OSError:  # it could not take what was left, which was told before
             self._file.raw.close()
+
+    def _begin_index(self, channel_id: int) -> list[int]:
+        """Repeat a channel in the chunk, before its first message there."""
+        index: list[int] = []
+        self._index[channel_id] = index
+        record = self._channel_records[channel_id - 1]
+        self._buffers.append(record)
+        self._chunk_size += len(record)
+        return index
 
     def _begin_chunk(self) -> None:
         self._buffers: list[Part] = []

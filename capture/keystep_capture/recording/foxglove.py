@@ -108,13 +108,18 @@ class LaneMessages:
 
     def __init__(self, header: PacketHeader) -> None:
         """Prepare for packets like this one."""
-        self._epoch = header.epoch
-        self._stream = header.stream
         self._carrier: Any = None
-        self._transforms: dict[str, _Transform] = {}
-        self._palms = (
-            _Transform(header.epoch, "left_hand"),
-            _Transform(header.epoch, "right_hand"),
+        self._calibration = CameraCalibration(
+            frame_id=frame_id(header.epoch, header.stream),
+            K=(0, 0, 0, 0, 0, 0, 0, 0, 1),
+            R=(1, 0, 0, 0, 1, 0, 0, 0, 1),
+            P=(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0),
+        )
+        self._pose = _Transform(FrameTransform(), header.epoch, header.stream)
+        self._both_palms = FrameTransforms()
+        self._palms = tuple(
+            _Transform(self._both_palms.transforms.add(), header.epoch, hand)
+            for hand in ("left_hand", "right_hand")
         )
 
     def carrier_parts(
@@ -135,15 +140,10 @@ class LaneMessages:
     def calibration(self, header: PacketHeader) -> bytes:
         """A `CameraCalibration`: the intrinsics as they hold from this packet on."""
         assert header.intrinsics is not None
-        fx, fy, cx, cy = header.intrinsics
-        message = CameraCalibration(
-            frame_id=frame_id(self._epoch, self._stream),
-            width=header.width or 0,
-            height=header.height or 0,
-            K=(fx, 0, cx, 0, fy, cy, 0, 0, 1),
-            R=(1, 0, 0, 0, 1, 0, 0, 0, 1),
-            P=(fx, 0, cx, 0, 0, fy, cy, 0, 0, 0, 1, 0),
-        )
+        message = self._calibration
+        message.width, message.height = header.width or 0, header.height or 0
+        k, p = message.K, message.P
+        k[0], k[4], k[2], k[5] = p[0], p[5], p[2], p[6] = header.intrinsics
         _set_time(message, header.device_time_ns)
         return bytes(message.SerializeToString())
 
@@ -157,11 +157,8 @@ class LaneMessages:
         quaternion = _quaternion(pose)
         if quaternion is None:
             return None
-        transform = self._transforms.get(self._stream)
-        if transform is None:
-            transform = self._transforms[self._stream] = _Transform(self._epoch, self._stream)
         place = (pose[3], pose[7], pose[11])
-        return bytes(transform.fill(header.device_time_ns, place, quaternion).SerializeToString())
+        return bytes(self._pose.fill(header.device_time_ns, place, quaternion).SerializeToString())
 
     def head_pose(self, header: PacketHeader, payload: Payload) -> bytes | None:
         """As `pose`, of a `pose_f32` payload."""
@@ -174,16 +171,18 @@ class LaneMessages:
             palm = _PALM.unpack_from(payload, idx * _HAND_BYTES)  # the first joint of each hand
             if header.valid >> idx & 1 and math.isfinite(sum(palm)):
                 filled.append(transform.fill(header.device_time_ns, palm[4:], palm[:4]))
+        if len(filled) == len(self._palms):
+            return bytes(self._both_palms.SerializeToString())
         return bytes(FrameTransforms(transforms=filled).SerializeToString()) if filled else None
 
 
 class _Transform:
     """One `FrameTransform` from the world, filled again and again."""
 
-    def __init__(self, epoch: int, child: str) -> None:
-        self._message = FrameTransform(
-            parent_frame_id=frame_id(epoch, "world"), child_frame_id=frame_id(epoch, child)
-        )
+    def __init__(self, message: Any, epoch: int, child: str) -> None:
+        self._message = message
+        message.parent_frame_id = frame_id(epoch, "world")
+        message.child_frame_id = frame_id(epoch, child)
         self._translation = self._message.translation
         self._rotation = self._message.rotation
         self._stamp = self._message.timestamp

@@ -107,7 +107,7 @@ class _Copier:
                     message.sequence,
                     message.log_time_ns,
                     message.publish_time_ns,
-                    message.data,
+                    (message.data,),
                 )
                 self.count += 1
         except DamagedError as error:

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -44,6 +45,11 @@ def part_paths(folder: Path) -> list[Path]:
         return []
     numbered = ((_PART_NAME.match(path.name), path) for path in folder.iterdir())
     return [path for _, path in sorted((int(m[1]), path) for m, path in numbered if m)]
+
+
+@cache
+def _library() -> str:
+    return f"keystep {version('keystep')}"
 
 
 class RecordingWriter:
@@ -180,9 +186,7 @@ class RecordingWriter:
         last = part_paths(self.folder)[-1:]
         number = int(last[0].stem.removeprefix("part-")) + 1 if last else 0
         path = self.folder / f"part-{number:03d}.mcap"
-        file = McapFile(
-            path, library=f"keystep {version('keystep')}", chunk_bytes=self._chunk_bytes
-        )
+        file = McapFile(path, library=_library(), chunk_bytes=self._chunk_bytes)
         info = replace(self._info, utc_ns=str(self._utc_clock()), clock_ns=str(self._clock()))
         metadata = {"format_version": FORMAT_VERSION, "part": str(number)}
         try:
@@ -190,6 +194,7 @@ class RecordingWriter:
             file.flush()
         except OSError:
             file.abandon()
+            path.unlink(missing_ok=True)  # nothing is in it; a full disk shall not fill with parts
             raise
         return _Part(file)
 
@@ -222,24 +227,25 @@ class _Part:
         self.file = file
         self.encoder = PacketEncoder()
         self._schema_ids: dict[str, int] = {}
-        self._channel_ids: dict[int, tuple[ChannelSpec, int]] = {}
+        self._channel_ids: dict[int, int] = {}  # by the spec's identity, which is kept alive here
+        self._specs: list[ChannelSpec] = []
         self._arrival = 0
 
     def add(self, messages: Sequence[EncodedMessage], time_ns: int, arrival_ns: int) -> None:
         """Write the messages of one packet or note under one number of arrival."""
-        file, arrival = self.file, self._arrival & 0xFFFFFFFF
-        for message in messages:
-            known = self._channel_ids.get(id(message.channel))
-            channel_id = known[1] if known is not None else self._add_channel(message.channel)
-            file.add_message(channel_id, arrival, time_ns, arrival_ns, *message.parts)
+        arrival, add_message = self._arrival & 0xFFFFFFFF, self.file.add_message
+        for spec, parts in messages:
+            channel_id = self._channel_ids.get(id(spec)) or self._add_channel(spec)
+            add_message(channel_id, arrival, time_ns, arrival_ns, parts)
         self._arrival += 1
-        file.end_group()
+        self.file.end_group()
 
     def _add_channel(self, spec: ChannelSpec) -> int:
         channel_id = self.file.add_channel(
             spec.topic, spec.message_encoding, self._schema_id(spec.schema_name), spec.metadata
         )
-        self._channel_ids[id(spec)] = (spec, channel_id)  # kept alive, so that its id stays its own
+        self._channel_ids[id(spec)] = channel_id
+        self._specs.append(spec)
         return channel_id
 
     def _schema_id(self, name: str) -> int:

@@ -149,6 +149,18 @@ def test_a_disk_that_is_full_ends_the_part_and_the_next_begins_another(
     assert "record" in first.damage[0].reason
 
 
+def test_a_disk_without_any_room_is_not_littered(tmp_path: Path, tools: Any) -> None:
+    writer = RecordingWriter(tmp_path, RecordingInfo(session="s"))
+    header, payload = tools.sensor_packets("gaze", 1)[0]
+    for _ in range(3):
+        with files_no_larger_than(10), pytest.raises(OSError, match="File too large"):
+            writer.write_packet(header, payload)
+    assert list(tmp_path.iterdir()) == []
+    writer.write_packet(header, payload)
+    writer.close()
+    assert [path.name for path in part_paths(tmp_path)] == ["part-000.mcap"]
+
+
 def test_a_second_passes_between_flushes(tmp_path: Path, tools: Any) -> None:
     now_ns = 0
     writer = RecordingWriter(tmp_path, RecordingInfo(session="s"), clock=lambda: now_ns)
