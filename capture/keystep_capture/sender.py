@@ -161,16 +161,19 @@ class Sender:
         upright_turns: int = 0,
         calibrates: str | None = None,
         rig_from_sensor: list[float] | None = None,
+        sequence: int = -1,
     ) -> bool:
         """Send a packet now, or do what the stream's policy says when that cannot be.
 
-        The payload must not be changed afterwards: it is sent without a copy.
+        The payload must not be changed afterwards: it is sent without a copy. A replay gives the
+        packet's recorded `sequence`; without it packets are numbered here.
 
         Returns:
             True if it was sent or kept, False if it was dropped (and counted).
 
         Raises:
             KeyError: The stream is not one of the source's.
+            WireError: The payload is too large, or the number was given out before.
         """
         pending = Pending(
             device_time_ns=device_time_ns,
@@ -187,6 +190,7 @@ class Sender:
             upright_turns=upright_turns,
             calibrates=calibrates,
             rig_from_sensor=rig_from_sensor,
+            sequence=sequence,
         )
         kept = self._outboxes.offer(stream, pending, self._clock())
         if self._welcomed:

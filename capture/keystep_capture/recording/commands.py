@@ -1,23 +1,28 @@
-"""`keystep recording info|health|repair`."""
+"""`keystep recording info|health|repair` and `keystep replay`."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from keystep_capture.errors import ConfigError
 from keystep_capture.recording.health import Health, check
 from keystep_capture.recording.health_picture import write_health_picture
 from keystep_capture.recording.measures import ClockHealth
 from keystep_capture.recording.reader import Recording
 from keystep_capture.recording.repair import default_target
 from keystep_capture.recording.repair import repair as repair_recording
+from keystep_capture.recording.replay import ReplayOptions
+from keystep_capture.recording.replay import replay as play
+from keystep_capture.wire import SessionKind
 
 recording_app = typer.Typer(
     name="recording", help="Look at, check and repair recordings.", no_args_is_help=True
@@ -158,6 +163,64 @@ def repair(
         typer.echo(f"{one.source} -> {one.target}: {one.message_count} messages")
 
 
+def replay(
+    path: _Path,
+    server: Annotated[str, typer.Option(help="The server's endpoint.")] = "tcp://127.0.0.1:8041",
+    speed: Annotated[
+        str, typer.Option(help="Recorded seconds a second (0.5, 1, 4, ...), or max.")
+    ] = "1",
+    device: Annotated[
+        str | None, typer.Option(help="Play as; else the device's id-replay.")
+    ] = None,
+    kind: Annotated[str | None, typer.Option(help="expert or guided; else as recorded.")] = None,
+    task: Annotated[str | None, typer.Option(help="Else as recorded.")] = None,
+    procedure: Annotated[str | None, typer.Option(help="Else as recorded.")] = None,
+    method: Annotated[str | None, typer.Option(help="Else the server's choice.")] = None,
+    streams: Annotated[str | None, typer.Option(help="Comma-separated; else all.")] = None,
+    token: Annotated[
+        str | None, typer.Option(envvar="KEYSTEP_TOKEN", help="The server's shared secret.")
+    ] = None,
+    keep_open: Annotated[
+        bool, typer.Option("--keep-open", help="Leave the session open at the end.")
+    ] = False,
+) -> None:
+    """Play a recording to a server through the wire: same packets, same events at any speed."""
+    options = ReplayOptions(
+        server=server,
+        speed=_parse_speed(speed),
+        device=device,
+        kind=_parse_kind(kind),
+        task=task,
+        procedure=procedure,
+        method=method,
+        streams=None if streams is None else tuple(streams.split(",")),
+        token=token,
+        close=not keep_open,
+    )
+    with Recording(path) as recording:
+        report = asyncio.run(play(recording, options))
+    sent = ", ".join(f"{name} {count}" for name, count in report.sent.items())
+    typer.echo(
+        f"session {report.session}: sent {sent}; {report.guidance_count} times guidance came"
+    )
+
+
+def _parse_speed(text: str) -> float | None:
+    if text == "max":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"--speed is {text!r}, expected a number or max") from None
+
+
+def _parse_kind(text: str | None) -> SessionKind | None:
+    if text in ("expert", "guided", None):
+        return cast("SessionKind | None", text)
+    raise ConfigError(f"--kind is {text!r}, expected expert or guided")
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands that handle recordings to the `keystep` command."""
     app.add_typer(recording_app)
+    app.command("replay")(replay)
