@@ -13,19 +13,21 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from foxglove_schemas_protobuf.CameraCalibration_pb2 import CameraCalibration
+from foxglove_schemas_protobuf.CompressedAudio_pb2 import CompressedAudio
 from foxglove_schemas_protobuf.CompressedImage_pb2 import CompressedImage
 from foxglove_schemas_protobuf.CompressedVideo_pb2 import CompressedVideo
 from foxglove_schemas_protobuf.FrameTransform_pb2 import FrameTransform
 from foxglove_schemas_protobuf.FrameTransforms_pb2 import FrameTransforms
 from foxglove_schemas_protobuf.PackedElementField_pb2 import PackedElementField
 from foxglove_schemas_protobuf.PointCloud_pb2 import PointCloud
+from foxglove_schemas_protobuf.RawAudio_pb2 import RawAudio
 from foxglove_schemas_protobuf.RawImage_pb2 import RawImage
 from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.message import DecodeError
 
 from keystep_capture.errors import DataError
-from keystep_capture.streams import HAND_JOINT_VALUES, HAND_JOINTS
+from keystep_capture.streams import HAND_JOINT_VALUES, HAND_JOINTS, VLC_HEIGHT, VLC_WIDTH
 from keystep_capture.wire import PacketHeader
 
 _NS = 1_000_000_000
@@ -34,6 +36,7 @@ _POSE = struct.Struct("<16f")
 _PALM = struct.Struct("<7f")  # the first values of a joint: orientation and place
 _HAND_BYTES = HAND_JOINTS * HAND_JOINT_VALUES * 4
 _LENGTH_DELIMITED = 2
+_SAMPLE_RATE_HZ, _CHANNELS = 48_000, 2  # of the microphone, docs/wire.md
 
 Payload: TypeAlias = bytes | bytearray | memoryview
 
@@ -63,6 +66,8 @@ _CARRIERS = {
     "grey8": Carrier(message=RawImage, topic="image", format="mono8", bytes_per_pixel=1),
     "u16": Carrier(message=RawImage, topic="image", format="16UC1", bytes_per_pixel=2),
     "joints_f32": Carrier(message=PointCloud, topic="joints"),
+    "aac_adts": Carrier(message=CompressedAudio, topic="audio", format="mp4a.40.2"),
+    "pcm_s16": Carrier(message=RawAudio, topic="audio", format="pcm-s16"),
 }
 
 
@@ -74,7 +79,7 @@ def carrier_by_encoding(encoding: str) -> Carrier | None:
 def carrier_of(header: PacketHeader) -> Carrier | None:
     """What carries a packet's payload; None where it stands in the packet's own record."""
     carrier = _CARRIERS.get(header.encoding)
-    if carrier is not None and carrier.bytes_per_pixel and not (header.width and header.height):
+    if carrier is not None and carrier.bytes_per_pixel and _size(header) is None:
         return None
     return carrier
 
@@ -129,10 +134,9 @@ class LaneMessages:
         message = self._carrier
         if message is None:
             message = self._carrier = _new_carrier(carrier, header)
-        if carrier.bytes_per_pixel:
-            width = header.width or 0
-            message.width, message.height = width, header.height
-            message.step = width * carrier.bytes_per_pixel
+        if carrier.bytes_per_pixel and (size := _size(header)) is not None:
+            message.width, message.height = size
+            message.step = size[0] * carrier.bytes_per_pixel
         _set_time(message, header.device_time_ns)
         tag = carrier.message.DATA_FIELD_NUMBER << 3 | _LENGTH_DELIMITED
         return message.SerializeToString() + bytes((tag,)) + _varint(len(payload)), payload
@@ -196,18 +200,30 @@ class _Transform:
 
 
 def _new_carrier(carrier: Carrier, header: PacketHeader) -> Any:
-    message = carrier.message(frame_id=frame_id(header.epoch, header.stream))
+    message = carrier.message()
     if carrier.message is PointCloud:
         message.frame_id = frame_id(header.epoch, "world")
         message.pose.orientation.w = 1.0
         message.point_stride = HAND_JOINT_VALUES * 4
         for idx, name in enumerate(_JOINT_FIELDS):
             message.fields.add(name=name, offset=4 * idx, type=PackedElementField.FLOAT32)
-    elif carrier.message is RawImage:
+        return message
+    if carrier.message is RawImage:
         message.encoding = carrier.format
     else:
         message.format = carrier.format
+    if carrier.message is RawAudio:
+        message.sample_rate, message.number_of_channels = _SAMPLE_RATE_HZ, _CHANNELS
+    elif carrier.message is not CompressedAudio:
+        message.frame_id = frame_id(header.epoch, header.stream)
     return message
+
+
+def _size(header: PacketHeader) -> tuple[int, int] | None:
+    """Width and height of a raw image; None where nothing tells."""
+    if header.width and header.height:
+        return header.width, header.height
+    return (VLC_WIDTH, VLC_HEIGHT) if header.encoding == "grey8" else None
 
 
 def _quaternion(m: Sequence[float]) -> tuple[float, float, float, float] | None:
@@ -239,6 +255,8 @@ _MESSAGES = (
     CompressedVideo,
     CompressedImage,
     RawImage,
+    CompressedAudio,
+    RawAudio,
     PointCloud,
     CameraCalibration,
     FrameTransform,

@@ -15,6 +15,7 @@ from keystep_capture.recording.measures import (
     LaneHealth,
     LaneTimes,
     TickHealth,
+    is_adapting,
     measure_clock,
     measure_lane,
     measure_ticks,
@@ -193,8 +194,9 @@ def _weak_lane(lane: LaneHealth, limits: Limits) -> list[str]:
     lost_share = lane.lost_count / (lane.lost_count + lane.packet_count)
     if lost_share > limits.lost_share:
         reasons.append(f"{name} lost {lane.lost_count} packets ({lost_share:.1%})")
-    if lane.rate_hz is not None and lane.rate_hz < limits.slow_share * lane.nominal_hz:
-        reasons.append(f"{name} has {lane.rate_hz:.1f} Hz, nominal {lane.nominal_hz:g}")
+    rate_hz = None if is_adapting(lane.stream) else lane.rate_hz
+    if rate_hz is not None and rate_hz < limits.slow_share * lane.nominal_hz:
+        reasons.append(f"{name} has {rate_hz:.1f} Hz, nominal {lane.nominal_hz:g}")
     if lane.stall_count:
         reasons.append(f"{name} stalled {lane.stall_count} times, up to {lane.longest_gap_s:.1f} s")
     if lane.reordered_count:

@@ -24,6 +24,8 @@ Times: TypeAlias = NDArray[np.int64]
 _NS = 1e9
 # Order in which a stream is tried as the one that leads the ticks.
 _LEADING = ("rgb", "detections", "head", "gaze", "hands")
+_CUES = (*_LEADING, "depth", "depth_ahat")
+_STALL_S, _ADAPTING_STALL_S = 1.0, 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +42,8 @@ class LaneHealth:
         lost_count: Numbers missing in its sequence.
         gap_count: Places where numbers are missing.
         longest_gap_s: Longest time between two packets, device time.
-        stall_count: Times without a packet of more than a second and three periods.
+        stall_count: Times without a packet of more than three periods and a second; three seconds,
+            where the sensor slows down as it likes.
         jitter_ms: 95th percentile of how far an interval is from the median one; None below three.
         reordered_count: Packets whose device time is before an earlier packet's.
         repeated_count: Packets whose number came before.
@@ -119,13 +122,14 @@ class LaneTimes:
         self.valid = bytearray()
         self.byte_count = self.lost = self.gaps = self.repeated = 0
         self.newest_sequence = -1
-        self.first_is_keyframe = False
+        self.first_is_keyframe = self.is_video = False
 
     def take(self, packet: RecordedPacket) -> None:
         """Take the next packet in order of arrival."""
         header = packet.header
         if not self.times:
             self.first_is_keyframe = header.keyframe
+            self.is_video = STREAMS[header.stream].encodings[header.encoding].video
         elif header.sequence > self.newest_sequence + 1:
             self.lost += header.sequence - self.newest_sequence - 1
             self.gaps += 1
@@ -140,6 +144,11 @@ class LaneTimes:
             self.keyframes.append(header.device_time_ns)
 
 
+def is_adapting(stream: str) -> bool:
+    """Whether a stream's rate is the sensor's choice (depth, grey cameras) or of no matter."""
+    return STREAMS[stream].lateness_s == 0.0
+
+
 def measure_lane(epoch: int, stream: str, lane: LaneTimes) -> LaneHealth:
     """Measure one stream of one epoch; it has at least one packet."""
     spec = STREAMS[stream]
@@ -147,9 +156,9 @@ def measure_lane(epoch: int, stream: str, lane: LaneTimes) -> LaneHealth:
     in_order = np.sort(times)
     intervals = np.diff(in_order)
     span_ns = int(in_order[-1] - in_order[0])
-    stall_ns = max(1.0, 3 / spec.rate_hz) * _NS
+    shortest_s = _ADAPTING_STALL_S if is_adapting(stream) else _STALL_S
+    stall_ns = max(shortest_s, 3 / spec.rate_hz) * _NS
     keyframes = np.sort(np.array(lane.keyframes, np.int64))
-    is_video = any(encoding.video for encoding in spec.encodings.values())
     # A packet is reordered when any before it is newer.
     newest_before = np.maximum.accumulate(times)[:-1]
     return LaneHealth(
@@ -169,7 +178,7 @@ def measure_lane(epoch: int, stream: str, lane: LaneTimes) -> LaneHealth:
         empty_count=lane.valid.count(0),
         keyframe_count=len(keyframes),
         keyframe_spacing_s=float(np.diff(keyframes).max()) / _NS if len(keyframes) > 1 else None,
-        starts_with_keyframe=lane.first_is_keyframe if is_video else None,
+        starts_with_keyframe=lane.first_is_keyframe if lane.is_video else None,
         times_ns=times,
         arrival_ns=np.array(lane.arrivals, np.int64),
         keyframe_times_ns=keyframes,
@@ -239,8 +248,8 @@ def _slope_ppm(times: NDArray[np.float64], offsets: NDArray[np.float64]) -> floa
 
 def measure_ticks(epoch: int, lanes: Mapping[tuple[int, str], LaneTimes]) -> TickHealth | None:
     """Bring the packets' times into ticks, as a live session would."""
-    streams = [stream for of, stream in lanes if of == epoch]
-    leading = next((name for name in (*_LEADING, *streams) if name in streams), None)
+    streams = [stream for of, stream in lanes if of == epoch and stream in _CUES]
+    leading = next((name for name in _LEADING if name in streams), None)
     if leading is None:
         return None
     aligner = TickAligner(leading=leading, others=streams, rate_hz=TICK_RATE_HZ)

@@ -10,11 +10,13 @@ from av.video.frame import VideoFrame
 
 from keystep_capture.align import Tick, TickAligner
 from keystep_capture.errors import DataError, VideoError, WireError
-from keystep_capture.payloads import read_array
+from keystep_capture.payloads import read_array, read_image
 from keystep_capture.recording.reader import RecordedPacket, Recording
 from keystep_capture.streams import STREAMS
 from keystep_capture.video import GapFilter, PacketDecoder
 from keystep_capture.wire import PacketHeader
+
+_IMAGES = frozenset({"png16", "u16", "grey8"})
 
 log = structlog.get_logger(__name__)
 
@@ -100,8 +102,8 @@ def read_ticks(
         skip_damage: Pass over what is damaged.
 
     Yields:
-        Ticks in order. Samples of pictures are `VideoFrame`s, all others arrays (None where the
-        sensor had nothing), or bytes where the encoding has no numbers.
+        Ticks in order. Samples of videos are `VideoFrame`s, all others arrays (None where the
+        sensor had nothing or it cannot be read), or bytes where the encoding has no numbers.
 
     Raises:
         DamagedError: Something is damaged.
@@ -139,4 +141,9 @@ def _value_of(packet: RecordedPacket, videos: dict[str, VideoReader]) -> object:
             return None
     if encoding.video or header.encoding == "jpeg":
         return videos.setdefault(header.stream, VideoReader()).decode(header, packet.payload)
+    if header.encoding in _IMAGES:
+        try:
+            return read_image(header, packet.payload)
+        except WireError:
+            return None
     return packet.payload

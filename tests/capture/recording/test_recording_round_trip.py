@@ -47,6 +47,10 @@ def packets(draw: st.DrawFn) -> tuple[wire.PacketHeader, bytes]:
         pose=draw(st.none() | st.lists(finite, min_size=16, max_size=16)),
         valid=valid,
         frame_idx=draw(st.none() | times),
+        depth_unit_m=draw(st.none() | st.floats(1e-6, 1.0)),
+        upright_turns=draw(st.integers(0, 3)),
+        calibrates=draw(st.none() | st.text(max_size=8)),
+        rig_from_sensor=draw(st.none() | st.lists(finite, min_size=16, max_size=16)),
     )
     return header, payload
 

@@ -18,6 +18,7 @@ from mcap.stream_reader import StreamReader
 from keystep_capture.recording import Recording, RecordingInfo, RecordingWriter, part_paths
 from keystep_capture.recording.foxglove import MESSAGES
 from keystep_capture.recording.schemas import own_schema_names, schema_of
+from keystep_capture.streams import STREAMS
 
 
 def published(name: str) -> Any:
@@ -232,11 +233,42 @@ def test_our_messages_have_no_field_but_those_of_their_schema(
             assert record["header"].keys() <= header.keys()
 
 
-def test_documented_channels_are_the_written_ones(recorded: Path) -> None:
+def test_every_channel_and_schema_is_documented(recorded: Path) -> None:
     page = (Path(__file__).parents[3] / "docs" / "recordings.md").read_text(encoding="utf-8")
-    written = {channel.topic for _, channel, _ in read_all(part_paths(recorded)[0])}
-    assert all(f"`{topic.replace('epoch_1', 'epoch_<n>')}`" in page for topic in written)
-    assert all(f"`{name}`" in page for name in own_schema_names())
+    for _, channel, _ in read_all(part_paths(recorded)[0]):
+        _, _, stream, what = channel.topic.split("/")
+        topics = {f"`/epoch_<n>/{name}/{what}`" for name in (stream, "<stream>")}
+        assert any(topic in page for topic in topics), topics
+    assert all(f"`{name}`" in page for name in (*own_schema_names(), *MESSAGES))
+
+
+@pytest.mark.parametrize(
+    ("stream", "encoding"), [(s.name, e) for s in STREAMS.values() for e in s.encodings]
+)
+def test_every_encoding_of_the_table_is_stored_as_documented(
+    tmp_path: Path, tools: Any, stream: str, encoding: str
+) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "recordings.md").read_text(encoding="utf-8")
+    spec = STREAMS[stream].encodings[encoding]
+    payload = bytes(spec.row_bytes * max(spec.min_rows, 1) if spec.max_rows else 0)
+    size = {"width": 16, "height": 16} if encoding == "u16" else {}
+    header = tools.packet(stream, 0, 5, encoding=encoding, keyframe=True, **size)
+    tools.record(tmp_path, [(header, payload)])
+    written = read_all(tmp_path / "part-000.mcap")
+    carriers = [
+        (schema, message) for schema, c, message in written if c.metadata["role"] == "carrier"
+    ]
+    line = next(line for line in page.splitlines() if f"`{encoding}`" in line)
+    for schema, message in carriers:
+        decoded = published(schema.name).FromString(message.data)
+        assert decoded.data == payload
+        assert f"`{schema.name}`" in line
+        if hasattr(decoded, "format"):
+            assert f"`{decoded.format}`" in line
+    assert bool(carriers) == ("carrier of" in line)
+    with Recording(tmp_path) as recording:
+        (packet,) = recording.packets()
+    assert (packet.header, packet.payload) == (header, payload)
 
 
 def test_metadata_says_where_a_recording_comes_from(tmp_path: Path, tools: Any) -> None:
