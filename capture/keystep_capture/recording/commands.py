@@ -1,4 +1,4 @@
-"""`keystep recording info|health|repair` and `keystep replay`."""
+"""`keystep recording info|health|repair|export`, `keystep replay` and `keystep import`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from keystep_capture.errors import ConfigError
+from keystep_capture.recording.exchange_commands import export, import_source
 from keystep_capture.recording.health import Health, check
 from keystep_capture.recording.health_picture import write_health_picture
 from keystep_capture.recording.measures import ClockHealth
@@ -222,5 +223,7 @@ def _parse_kind(text: str | None) -> SessionKind | None:
 
 def register(app: typer.Typer) -> None:
     """Add the commands that handle recordings to the `keystep` command."""
+    recording_app.command("export")(export)
     app.add_typer(recording_app)
     app.command("replay")(replay)
+    app.command("import")(import_source)

@@ -96,8 +96,33 @@ class SessionNote(msgspec.Struct, kw_only=True, omit_defaults=True, frozen=True)
     detail: str | None = None
 
 
+class LabelNote(msgspec.Struct, kw_only=True, omit_defaults=True, frozen=True):
+    """A row of a data set's labels, as published; importers write it.
+
+    Attributes:
+        source: The file it stands in, relative to what was imported.
+        frame_idx: The frame that it is of.
+        device_time_ns: That frame's time.
+        values: Its numbers, in the file's order.
+        texts: Its texts, in the file's order.
+    """
+
+    source: str
+    frame_idx: int
+    device_time_ns: int
+    values: list[float] = msgspec.field(default_factory=list)
+    texts: list[str] = msgspec.field(default_factory=list)
+
+
 Note: TypeAlias = (
-    StepEventNote | Guidance | GuidanceAck | ClockNote | TickNote | DropNote | SessionNote
+    StepEventNote
+    | Guidance
+    | GuidanceAck
+    | ClockNote
+    | TickNote
+    | DropNote
+    | SessionNote
+    | LabelNote
 )
 
 NOTE_KINDS: Mapping[str, type[Note]] = MappingProxyType(
@@ -109,6 +134,7 @@ NOTE_KINDS: Mapping[str, type[Note]] = MappingProxyType(
         "tick": TickNote,
         "drop": DropNote,
         "session": SessionNote,
+        "label": LabelNote,
     }
 )
 """Notes by the name of their kind, which is also their channel's: `/session/<kind>`."""

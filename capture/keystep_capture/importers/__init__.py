@@ -1,0 +1,1 @@
+"""Importers of what needs nothing but this package: video files and folders of data sets."""
