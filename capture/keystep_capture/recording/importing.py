@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from keystep_capture import wire
-from keystep_capture.errors import ConfigError, DataError
+from keystep_capture.errors import ConfigError, DataError, WireError
 from keystep_capture.recording.foxglove import Payload
 from keystep_capture.recording.info import RecordingInfo
 from keystep_capture.recording.notes import LabelNote, SessionNote
@@ -140,7 +140,12 @@ def run_import(
                 writer.write_note(item, device_time_ns=time_ns, receive_time_ns=0)
             else:
                 header = _header(item, info.session, numbers[item.stream])
-                writer.write_packet(header, item.payload, receive_time_ns=0)
+                try:
+                    writer.write_packet(header, item.payload, receive_time_ns=0)
+                except WireError as error:
+                    raise DataError(
+                        f"{path}: {item.stream} packet {header.sequence}: {error}"
+                    ) from None
             written += 1
             on_progress(done + written, plan.packet_count)
         writer.write_note(SessionNote(event=_DONE), device_time_ns=time_ns, receive_time_ns=0)

@@ -124,6 +124,19 @@ def test_video_without_a_key_frame_is_poor(tmp_path: Path, tools: Any) -> None:
     assert health.reasons[0] == "rgb has no key frame: its video cannot be decoded"
 
 
+def test_jpeg_needs_no_key_frame_and_depth_may_slow_down(tmp_path: Path, tools: Any) -> None:
+    sent = [(tools.packet("rgb", n, n * 10**9 // 30, encoding="jpeg"), b"jpeg") for n in range(300)]
+    size = {"width": 4, "height": 4, "encoding": "u16"}
+    sent += [(tools.packet("depth", n, n * 10**9, **size), bytes(32)) for n in range(10)]
+    sent.append((tools.packet("calibration", 0, 0, encoding="none", calibrates="depth"), b""))
+    sent.sort(key=lambda one: one[0].device_time_ns)
+    health = check(tools.record(tmp_path, sent))
+    assert lane(health, "rgb").starts_with_keyframe is None
+    assert lane(health, "depth").stall_count == 0
+    assert health.ticks[0].cue_shares.keys() == {"rgb", "depth"}
+    assert [reason for reason in health.reasons if "ticks" not in reason] == []
+
+
 def test_rare_key_frames_and_a_late_first_one_are_told(tmp_path: Path, tools: Any) -> None:
     sent = []
     for header, payload in tools.coffee_packets()[5:200]:
