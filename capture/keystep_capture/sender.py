@@ -212,6 +212,17 @@ class Sender:
             self._raise_if_over()
             await self._wait_for_change()
 
+    async def acknowledged(self) -> None:
+        """Wait until the server has written down all that was offered.
+
+        Raises:
+            StateError: The session was closed meanwhile.
+            WireError: The server refused this source for good.
+        """
+        while not all(box.is_acknowledged for box in self._outboxes):
+            self._raise_if_over()
+            await self._wait_for_change()
+
     def tell_device_clock(
         self, *, device_time_ns: int, bridge_time_ns: int, uncertainty_ns: int, rate: float
     ) -> None:

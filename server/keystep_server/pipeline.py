@@ -7,7 +7,6 @@ one session), and touches nothing outside its session. Inference runs in the eng
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
@@ -32,7 +31,7 @@ from keystep_capture.errors import (
 )
 from keystep_capture.payloads import check_image, read_array
 from keystep_capture.peers import Buffer, Lane
-from keystep_capture.recording import RecordingInfo, RecordingWriter
+from keystep_capture.recording import Position, RecordingInfo, RecordingWriter, take_back
 from keystep_capture.streams import STREAMS
 from keystep_capture.video import GapFilter, PacketDecoder
 from keystep_capture.wire import PacketHeader
@@ -356,7 +355,9 @@ class SessionPipeline:
     def _take_back_video(self, video: VideoState | None) -> None:
         """Cut off what will be sent and recorded again."""
         self._video_before = video
-        written = video and Position(part=video.part, size_bytes=video.size_bytes)
+        written = None
+        if video is not None:
+            written = Position(part=video.part, size_bytes=video.size_bytes)
         take_back(self._folder / "recording", written)
 
     def _was_taken(self, header: PacketHeader) -> bool:

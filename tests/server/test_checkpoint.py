@@ -72,7 +72,7 @@ CHECKPOINT = Checkpoint(
             ],
             held={"gaze": [SampleState(device_time_ns=4, value=None)]},
         ),
-        video=VideoState(part="rgb-000.mcap", size_bytes=1234),
+        video=VideoState(part="part-000.mcap", size_bytes=1234),
     ),
     commands=[("c1", True, "Done.")],
 )

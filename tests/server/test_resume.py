@@ -15,9 +15,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from mcap.records import Message
-from mcap.stream_reader import StreamReader
 
+from keystep_capture.recording import Recording
 from keystep_capture.samples import find_sample, load_detection_rows, load_truth
 from keystep_capture.sender import Callbacks, Sender, Source
 from keystep_server.features import read_ticks
@@ -183,15 +182,9 @@ async def run_session(
 
 def recorded(folder: Path) -> list[int]:
     """Device times of the recorded video packets, over all parts."""
-    times = []
-    for part in sorted(folder.glob("rgb-*.mcap")):
-        with part.open("rb") as file:
-            try:
-                for record in StreamReader(file).records:
-                    if isinstance(record, Message):
-                        times.append(record.log_time)
-            except Exception as error:
-                assert "EndOfFile" in type(error).__name__, error  # noqa: PT017
+    with Recording(folder / "recording") as recording:
+        packets = recording.packets(("rgb",), skip_damage=True)
+        times = [packet.header.device_time_ns for packet in packets]
     return times
 
 

@@ -6,9 +6,10 @@
 from keystep_capture.recording.info import RecordingInfo
 from keystep_capture.recording.queue import RecordingQueue
 from keystep_capture.recording.reader import RecordedNote, RecordedPacket, Recording
-from keystep_capture.recording.writer import RecordingWriter, part_paths
+from keystep_capture.recording.writer import Position, RecordingWriter, part_paths, take_back
 
 __all__ = [
+    "Position",
     "RecordedNote",
     "RecordedPacket",
     "Recording",
@@ -16,4 +17,5 @@ __all__ = [
     "RecordingQueue",
     "RecordingWriter",
     "part_paths",
+    "take_back",
 ]

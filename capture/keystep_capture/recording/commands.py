@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from keystep_capture.errors import ConfigError
+from keystep_capture.key_files import load_device_key
 from keystep_capture.recording.exchange_commands import export, import_source
 from keystep_capture.recording.health import Health, check
 from keystep_capture.recording.health_picture import write_health_picture
@@ -24,6 +25,8 @@ from keystep_capture.recording.repair import repair as repair_recording
 from keystep_capture.recording.replay import ReplayOptions
 from keystep_capture.recording.replay import replay as play
 from keystep_capture.wire import SessionKind
+
+DEFAULT_SERVER = "tcp://127.0.0.1:8041"
 
 recording_app = typer.Typer(
     name="recording", help="Look at, check and repair recordings.", no_args_is_help=True
@@ -166,7 +169,9 @@ def repair(
 
 def replay(
     path: _Path,
-    server: Annotated[str, typer.Option(help="The server's endpoint.")] = "tcp://127.0.0.1:8041",
+    server: Annotated[
+        str | None, typer.Option(help="The server's endpoint; the key's, or that of this machine.")
+    ] = None,
     speed: Annotated[
         str, typer.Option(help="Recorded seconds a second (0.5, 1, 4, ...), or max.")
     ] = "1",
@@ -178,16 +183,17 @@ def replay(
     procedure: Annotated[str | None, typer.Option(help="Else as recorded.")] = None,
     method: Annotated[str | None, typer.Option(help="Else the server's choice.")] = None,
     streams: Annotated[str | None, typer.Option(help="Comma-separated; else all.")] = None,
-    token: Annotated[
-        str | None, typer.Option(envvar="KEYSTEP_TOKEN", help="The server's shared secret.")
+    key: Annotated[
+        Path | None, typer.Option(help="Key file from `keystep device add`; needed off loopback.")
     ] = None,
     keep_open: Annotated[
         bool, typer.Option("--keep-open", help="Leave the session open at the end.")
     ] = False,
 ) -> None:
     """Play a recording to a server through the wire: same packets, same events at any speed."""
+    device_key = None if key is None else load_device_key(key)
     options = ReplayOptions(
-        server=server,
+        server=server or (device_key and device_key.server) or DEFAULT_SERVER,
         speed=_parse_speed(speed),
         device=device,
         kind=_parse_kind(kind),
@@ -195,7 +201,7 @@ def replay(
         procedure=procedure,
         method=method,
         streams=None if streams is None else tuple(streams.split(",")),
-        token=token,
+        key=device_key,
         close=not keep_open,
     )
     with Recording(path) as recording:

@@ -146,6 +146,17 @@ class McapFile:
         self._end_chunk()
         self._file.flush()
 
+    def sync(self) -> None:
+        """Wait until what was flushed is on the disk; may run beside the other calls.
+
+        Raises:
+            OSError: The disk failed.
+        """
+        try:
+            os.fsync(self._file.fileno())
+        except ValueError:  # closed meanwhile, and synced by that
+            return
+
     def close(self) -> None:
         """Write the summary and close the file, which is closed even where that fails.
 

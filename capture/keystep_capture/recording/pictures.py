@@ -60,6 +60,7 @@ def read_frames(
         cannot be decoded are left out.
     """
     missing = set(wanted)
+    reader = VideoReader()  # kept over parts: a video may go on in the middle of a group
     for path in paths:
         try:
             recording = Recording(path)
@@ -67,7 +68,6 @@ def read_frames(
             log.warning("a recording is passed over", error=str(error))
             continue
         with recording:
-            reader = VideoReader()
             for packet in recording.packets((stream,), skip_damage=True):
                 if not missing:
                     return

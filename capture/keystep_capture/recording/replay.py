@@ -18,6 +18,7 @@ import msgspec
 
 from keystep_capture import wire
 from keystep_capture.errors import ConfigError, DataError
+from keystep_capture.key_files import DeviceKey
 from keystep_capture.recording.reader import RecordedPacket, Recording
 from keystep_capture.sender import Callbacks, Sender, Source
 
@@ -49,7 +50,7 @@ class ReplayOptions:
         procedure: None: as recorded.
         method: The method that recognises steps; None: the server's choice.
         streams: Those played; None: all.
-        token: The server's shared secret.
+        key: What the device's key file holds; needed off loopback. It is then played as its device.
         close: Close the session at the end.
     """
 
@@ -61,7 +62,7 @@ class ReplayOptions:
     procedure: str | None = None
     method: str | None = None
     streams: tuple[str, ...] | None = None
-    token: str | None = None
+    key: DeviceKey | None = None
     close: bool = True
 
 
@@ -119,7 +120,7 @@ async def replay(
         _source(recording, options, streams),
         server=options.server,
         instance=secrets.token_hex(8),
-        token=options.token,
+        key=options.key,
         callbacks=Callbacks(on_guidance=heard),
         clock=clock,
     )
@@ -149,6 +150,7 @@ async def _play(
         await pace.wait_for(packet)
         header = packet.header
         if epoch is not None and header.epoch > epoch:
+            await sender.acknowledged()
             sender.restart(secrets.token_hex(8))
         elif epoch is not None and header.epoch < epoch:
             report.moved_count += 1
@@ -175,8 +177,9 @@ def _streams(recording: Recording, options: ReplayOptions) -> tuple[str, ...]:
 def _source(recording: Recording, options: ReplayOptions, streams: tuple[str, ...]) -> Source:
     info = recording.info
     recorded_kind: wire.SessionKind = "expert" if info.kind == "expert" else "guided"
+    device = options.device or f"{info.device[:50] or 'recording'}-replay"
     return Source(
-        device=options.device or f"{info.device[:50] or 'recording'}-replay",
+        device=device if options.key is None else options.key.name,
         client="keystep replay",
         streams=streams,
         kind=options.kind or recorded_kind,

@@ -6,17 +6,18 @@ the last flush. Not thread-safe: `RecordingQueue` is, and keeps the disk off the
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
 from keystep_capture.clock import Clock
-from keystep_capture.errors import StateError
+from keystep_capture.errors import DataError, StateError
 from keystep_capture.recording.container import CHUNK_BYTES, McapFile
 from keystep_capture.recording.foxglove import Payload
 from keystep_capture.recording.info import RecordingInfo
@@ -45,6 +46,47 @@ def part_paths(folder: Path) -> list[Path]:
         return []
     numbered = ((_PART_NAME.match(path.name), path) for path in folder.iterdir())
     return [path for _, path in sorted((int(m[1]), path) for m, path in numbered if m)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """A place in a recording up to which everything is in the files.
+
+    Attributes:
+        part: Name of the newest part.
+        size_bytes: How much of it.
+    """
+
+    part: str
+    size_bytes: int
+
+
+def take_back(folder: Path, position: Position | None) -> None:
+    """Cut off what was written after a position, so that it can be written again.
+
+    What is left of the part lacks its index; it is read up to its end, a further part follows.
+
+    Args:
+        folder: A recording's folder that nobody writes.
+        position: Where it is to end; None: at its beginning, all parts go.
+
+    Raises:
+        DataError: The position's part has no part's name.
+        OSError: The files cannot be changed.
+    """
+    last = -1 if position is None else _number(position.part)
+    for path in part_paths(folder):
+        if _number(path.name) > last:
+            path.unlink()
+        elif position is not None and path.name == position.part:
+            os.truncate(path, min(position.size_bytes, path.stat().st_size))
+
+
+def _number(name: str) -> int:
+    match = _PART_NAME.match(name)
+    if match is None:
+        raise DataError(f"expected the name of a part, part-000.mcap and on, got {name!r}")
+    return int(match[1])
 
 
 @cache
@@ -137,14 +179,17 @@ class RecordingWriter:
         if self._part is not None and self._clock() - self._flushed_ns >= FLUSH_EVERY_NS:
             self.flush()
 
-    def flush(self) -> None:
+    def flush(self) -> Position | None:
         """Hand all that was written to the operating system.
+
+        Returns:
+            Where the recording ends now; None where this writer has no part open.
 
         Raises:
             OSError: As `write_packet`.
         """
         if self._part is None:
-            return
+            return None
         try:
             self._part.file.flush()
         except OSError:
@@ -152,6 +197,18 @@ class RecordingWriter:
             raise
         self._flushed_ns = self._clock()
         self._unflushed.clear()
+        file = self._part.file
+        return Position(part=file.path.name, size_bytes=file.size_bytes)
+
+    def sync(self) -> None:
+        """Wait until what was flushed is on the disk; may run beside the other calls.
+
+        Raises:
+            OSError: The disk failed.
+        """
+        part = self._part
+        if part is not None:
+            part.file.sync()
 
     def close(self) -> None:
         """End the part with its index.
@@ -184,7 +241,7 @@ class RecordingWriter:
     def _begin_part(self) -> _Part:
         self.folder.mkdir(parents=True, exist_ok=True)
         last = part_paths(self.folder)[-1:]
-        number = int(last[0].stem.removeprefix("part-")) + 1 if last else 0
+        number = _number(last[0].name) + 1 if last else 0
         path = self.folder / f"part-{number:03d}.mcap"
         file = McapFile(path, library=_library(), chunk_bytes=self._chunk_bytes)
         info = replace(self._info, utc_ns=str(self._utc_clock()), clock_ns=str(self._clock()))

@@ -14,8 +14,15 @@ from typing import Any
 
 import pytest
 
-from keystep_capture.errors import ConfigError
-from keystep_capture.recording import Recording, RecordingInfo, RecordingWriter, part_paths
+from keystep_capture.errors import ConfigError, DataError
+from keystep_capture.recording import (
+    Position,
+    Recording,
+    RecordingInfo,
+    RecordingWriter,
+    part_paths,
+    take_back,
+)
 from keystep_capture.recording.repair import repair
 
 WRITING = """
@@ -159,6 +166,31 @@ def test_a_disk_without_any_room_is_not_littered(tmp_path: Path, tools: Any) -> 
     writer.write_packet(header, payload)
     writer.close()
     assert [path.name for path in part_paths(tmp_path)] == ["part-000.mcap"]
+
+
+def test_a_recording_can_be_taken_back_to_where_it_was_flushed(tmp_path: Path, tools: Any) -> None:
+    sent = tools.sensor_packets("gaze", 90)
+    positions = []
+    for some in (sent[:30], sent[30:60]):
+        writer = RecordingWriter(tmp_path, RecordingInfo(session="s"))
+        for header, payload in some[:20]:
+            writer.write_packet(header, payload)
+        positions.append(writer.flush())
+        writer.sync()
+        for header, payload in some[20:]:
+            writer.write_packet(header, payload)
+        writer.close()
+    take_back(tmp_path, positions[1])
+    tools.record(tmp_path, sent[50:])
+    with Recording(tmp_path) as recording:
+        assert [packet.header.sequence for packet in recording.packets()] == list(range(90))
+    take_back(tmp_path, positions[0])
+    with Recording(tmp_path) as recording:
+        assert [packet.header.sequence for packet in recording.packets()] == list(range(20))
+    with pytest.raises(DataError, match="expected the name of a part"):
+        take_back(tmp_path, Position(part="../x", size_bytes=0))
+    take_back(tmp_path, None)
+    assert part_paths(tmp_path) == []
 
 
 def test_a_second_passes_between_flushes(tmp_path: Path, tools: Any) -> None:

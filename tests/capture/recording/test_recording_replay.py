@@ -79,9 +79,18 @@ async def test_each_epoch_of_a_recording_is_one_of_its_replay(
         for h, payload in first
     ]
     folder = tools.record(tmp_path, [*first, *again])
-    options = ReplayOptions(server=rig.receive().endpoint, speed=None)
+    receiver = rig.receive()
+
+    async def write_down() -> None:
+        while True:  # as a server does each second
+            await asyncio.sleep(0.01)
+            for lane in [lane for peer in rig.recorder.here for lane in peer.lanes.values()]:
+                receiver.acknowledge(lane, lane.received_sequence)
+
+    writing = asyncio.create_task(write_down())
     with Recording(folder) as recording:
-        await replay(recording, options)
+        await replay(recording, ReplayOptions(server=receiver.endpoint, speed=None))
+    writing.cancel()
     assert [taken.header.epoch for taken in rig.recorder.taken] == [1] * 50 + [2] * 50
     assert len({taken.session for taken in rig.recorder.taken}) == 1
     assert [finished.close for finished in rig.recorder.finished] == [True]
