@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from keystep_capture.errors import ConfigError, KeystepError
-from keystep_capture.recording.commands import register as register_recording
+from keystep_capture.recording_commands import register as register_recording
 
 app = typer.Typer(
     name="keystep",

@@ -3,9 +3,10 @@
 `RecordingWriter` and `RecordingQueue` write, `Recording` reads; docs/recordings.md is the format.
 """
 
+from keystep_capture.recording.entries import RecordedNote, RecordedPacket
 from keystep_capture.recording.info import RecordingInfo
 from keystep_capture.recording.queue import RecordingQueue
-from keystep_capture.recording.reader import RecordedNote, RecordedPacket, Recording
+from keystep_capture.recording.reader import Recording
 from keystep_capture.recording.writer import Position, RecordingWriter, part_paths, take_back
 
 __all__ = [

@@ -23,7 +23,8 @@ import numpy as np
 from av.container import InputContainer
 
 from keystep_capture.errors import ConfigError, DataError
-from keystep_capture.recording.reader import RecordedPacket, Recording
+from keystep_capture.recording.entries import RecordedPacket
+from keystep_capture.recording.reader import Recording
 from keystep_capture.streams import STREAMS
 
 _TIMESCALE = 1_000_000

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
+from keystep_capture.recording.entries import RecordedNote
 from keystep_capture.recording.measures import (
     ClockHealth,
     LaneHealth,
@@ -21,7 +22,7 @@ from keystep_capture.recording.measures import (
     measure_ticks,
 )
 from keystep_capture.recording.notes import ClockNote, DropNote
-from keystep_capture.recording.reader import RecordedNote, Recording
+from keystep_capture.recording.reader import Recording
 
 MAX_PACKETS: Final = 5_000_000
 """Packets judged; a longer recording is judged by its first ones and says so."""

@@ -16,10 +16,11 @@ from typing import Any, Protocol, TypeAlias
 
 from keystep_capture import wire
 from keystep_capture.errors import ConfigError, DataError, WireError
+from keystep_capture.recording.entries import RecordedNote
 from keystep_capture.recording.foxglove import Payload
 from keystep_capture.recording.info import RecordingInfo
 from keystep_capture.recording.notes import LabelNote, SessionNote
-from keystep_capture.recording.reader import RecordedNote, Recording
+from keystep_capture.recording.reader import Recording
 from keystep_capture.recording.writer import RecordingWriter, part_paths
 
 GROUP = "keystep.importers"

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keystep_capture.align import TickAligner
+from keystep_capture.recording.entries import RecordedPacket
 from keystep_capture.recording.notes import ClockNote
-from keystep_capture.recording.reader import RecordedPacket
 from keystep_capture.streams import STREAMS
 
 TICK_RATE_HZ: Final = 10.0

@@ -8,10 +8,11 @@ from pathlib import Path
 import structlog
 from av.video.frame import VideoFrame
 
-from keystep_capture.align import Tick, TickAligner
+from keystep_capture.align import Sample, Tick, TickAligner
 from keystep_capture.errors import DataError, VideoError, WireError
 from keystep_capture.payloads import read_array, read_image
-from keystep_capture.recording.reader import RecordedPacket, Recording
+from keystep_capture.recording.entries import RecordedPacket
+from keystep_capture.recording.reader import Recording
 from keystep_capture.streams import STREAMS
 from keystep_capture.video import GapFilter, PacketDecoder
 from keystep_capture.wire import PacketHeader
@@ -121,29 +122,44 @@ def read_ticks(
         epoch=epoch, start_ns=begin_ns, end_ns=end_ns, skip_damage=skip_damage
     ):
         header = packet.header
-        value = _value_of(packet, videos)
-        too_early = start_ns is not None and header.device_time_ns < start_ns
-        undecodable = value is None and header.stream == leading
-        if not (too_early and header.stream == leading) and not undecodable:
-            yield from aligner.push(header.stream, header.device_time_ns, value)
-    yield from aligner.flush()
+        value: object = packet
+        if _is_picture(packet):  # decoded at once, since the next one may need it
+            value = videos.setdefault(header.stream, VideoReader()).decode(header, packet.payload)
+        if header.stream == leading:
+            too_early = start_ns is not None and header.device_time_ns < start_ns
+            if too_early or value is None:
+                continue
+        for tick in aligner.push(header.stream, header.device_time_ns, value):
+            yield _read(tick)
+    yield from map(_read, aligner.flush())
 
 
-def _value_of(packet: RecordedPacket, videos: dict[str, VideoReader]) -> object:
+def _is_picture(packet: RecordedPacket) -> bool:
+    header = packet.header
+    encoding = STREAMS[header.stream].encodings[header.encoding]
+    return encoding.video or header.encoding == "jpeg"
+
+
+def _read(tick: Tick) -> Tick:
+    """A tick whose packets are read; only those that stand in one are."""
+    samples = {}
+    for name, sample in tick.samples.items():
+        if sample is not None and isinstance(sample.value, RecordedPacket):
+            value = _value_of(sample.value)
+            sample = Sample(device_time_ns=sample.device_time_ns, value=value)
+        samples[name] = sample
+    return Tick(index=tick.index, device_time_ns=tick.device_time_ns, samples=samples)
+
+
+def _value_of(packet: RecordedPacket) -> object:
     header = packet.header
     if header.valid == 0:
         return None
-    encoding = STREAMS[header.stream].encodings[header.encoding]
-    if encoding.numeric is not None:
-        try:
+    try:
+        if STREAMS[header.stream].encodings[header.encoding].numeric is not None:
             return read_array(header, packet.payload)
-        except WireError:
-            return None
-    if encoding.video or header.encoding == "jpeg":
-        return videos.setdefault(header.stream, VideoReader()).decode(header, packet.payload)
-    if header.encoding in _IMAGES:
-        try:
+        if header.encoding in _IMAGES:
             return read_image(header, packet.payload)
-        except WireError:
-            return None
+    except WireError:
+        return None
     return packet.payload

@@ -11,62 +11,30 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Literal, Self, TypeAlias
-
-from mcap.records import Channel
+from typing import Any, Final, Literal, Self, TypeAlias
 
 from keystep_capture.errors import DataError
 from keystep_capture.recording import schemas
-from keystep_capture.recording.foxglove import carried_payload
+from keystep_capture.recording.entries import (
+    EntryDecoder,
+    RecordedNote,
+    RecordedPacket,
+    channel_info,
+)
 from keystep_capture.recording.info import RecordingInfo
-from keystep_capture.recording.notes import NOTE_KINDS, Note
 from keystep_capture.recording.schemas import INFO_NAME
-from keystep_capture.recording.source import Damage, DamagedError, McapSource, RawMessage
+from keystep_capture.recording.source import Damage, McapSource
 from keystep_capture.recording.writer import part_paths
 from keystep_capture.streams import STREAMS
-from keystep_capture.wire import PacketHeader
 
 MAX_HELD_BYTES: Final = 256 * 1024 * 1024
 """What reading by device time may hold for chunks that overlap in time."""
-MAX_JSON_BYTES: Final = 8 * 1024 * 1024
-"""Largest packet or note as JSON; a payload of 4 MiB takes 5.6 MiB in base64."""
 MAX_PARTS: Final = 4096
 _KEYFRAME_SEARCH_CHUNKS = 256
-_MAX_SKIPPED = 1000
+_MAX_LISTED = 1000
 """Damages listed by a reading that passes over them; later ones are passed over unlisted."""
 
 Order: TypeAlias = Literal["arrival", "device_time"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordedPacket:
-    """A packet as it came.
-
-    Attributes:
-        header: The wire's header.
-        payload: Its payload.
-        receive_time_ns: When it arrived, on the arrival clock (`RecordingInfo.clock`).
-        part_idx: The part it stands in.
-        arrival: Its number in the order of arrival within the part.
-    """
-
-    header: PacketHeader
-    payload: bytes
-    receive_time_ns: int
-    part_idx: int
-    arrival: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordedNote:
-    """A note; `kind` is one of `NOTE_KINDS`, the other fields as `RecordedPacket`'s."""
-
-    kind: str
-    note: Note
-    device_time_ns: int
-    receive_time_ns: int
-    part_idx: int
-    arrival: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +112,7 @@ class Recording:
         found: dict[tuple[int, str], set[str]] = {}
         for part in self.parts:
             for channel in part.channels.values():
-                about = _about(channel)
+                about = channel_info(channel)
                 if about is not None and about.role == "packet":
                     found.setdefault((about.epoch, about.stream), set()).add(about.encoding)
         order = list(STREAMS)
@@ -178,7 +146,7 @@ class Recording:
             DamagedError: A chunk or message is damaged; one line with the file and the byte.
         """
         for part_idx in range(len(self.parts)):
-            decoder = _Decoder(self, part_idx, skip_damage=skip_damage)
+            decoder = self._decoder(part_idx, skip_damage)
             for idx in range(self.parts[part_idx].chunk_count):
                 yield from decoder.entries(idx)
 
@@ -189,7 +157,7 @@ class Recording:
             DamagedError: As `entries`.
         """
         for part_idx, part in enumerate(self.parts):
-            decoder = _Decoder(self, part_idx, streams=(), kinds=kinds, skip_damage=skip_damage)
+            decoder = self._decoder(part_idx, skip_damage, streams=(), kinds=kinds)
             for idx in range(part.chunk_count):
                 for entry in decoder.entries(idx):
                     assert isinstance(entry, RecordedNote)
@@ -248,7 +216,7 @@ class Recording:
             end_ns = self.parts[part_idx].chunk_times(idx)[1]
             if found is not None and end_ns <= found:
                 break
-            decoder = _Decoder(self, part_idx, streams=(stream,), kinds=None, skip_damage=True)
+            decoder = self._decoder(part_idx, True, streams=(stream,), kinds=None)
             for entry in decoder.entries(idx):
                 assert isinstance(entry, RecordedPacket)
                 header = entry.header
@@ -266,9 +234,7 @@ class Recording:
         skip_damage: bool,
     ) -> Iterator[RecordedPacket]:
         for part_idx, part in enumerate(self.parts):
-            decoder = _Decoder(
-                self, part_idx, streams=streams, kinds=None, epoch=epoch, skip_damage=skip_damage
-            )
+            decoder = self._decoder(part_idx, skip_damage, streams=streams, kinds=None, epoch=epoch)
             for idx in range(part.chunk_count):
                 if window.meets(*part.chunk_times(idx)):
                     yield from _inside(decoder.entries(idx), window)
@@ -277,7 +243,7 @@ class Recording:
         self, streams: tuple[str, ...] | None, epoch: int, window: _Window, skip_damage: bool
     ) -> Iterator[RecordedPacket]:
         decoders = [
-            _Decoder(self, idx, streams=streams, kinds=None, epoch=epoch, skip_damage=skip_damage)
+            self._decoder(idx, skip_damage, streams=streams, kinds=None, epoch=epoch)
             for idx in range(len(self.parts))
         ]
         chunks = sorted(
@@ -305,6 +271,14 @@ class Recording:
                     )
         while held:
             yield heapq.heappop(held)[-1]
+
+    def _decoder(self, part_idx: int, skip_damage: bool, **wanted: Any) -> EntryDecoder:
+        on_damage = self._list if skip_damage else None
+        return EntryDecoder(self.parts[part_idx], part_idx, on_damage=on_damage, **wanted)
+
+    def _list(self, damage: Damage) -> None:
+        if damage not in self.damage and len(self.damage) < _MAX_LISTED:
+            self.damage.append(damage)
 
     def _open_parts(self, paths: list[Path]) -> None:
         """Open what can be opened; a part that a crash left empty costs itself only."""
@@ -378,140 +352,3 @@ def _inside(
             time_ns = entry.header.device_time_ns
             if window.meets(time_ns, time_ns):
                 yield entry
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _About:
-    """What a channel's metadata says."""
-
-    role: str
-    stream: str = ""
-    epoch: int = 0
-    encoding: str = ""
-    kind: str = ""
-
-
-def _about(channel: Channel) -> _About | None:
-    """None for a channel that is none of ours, or of a stream this version does not know."""
-    values = channel.metadata
-    role, kind = values.get("role", ""), values.get("kind", "")
-    if role == "note":
-        return _About(role=role, kind=kind) if kind in NOTE_KINDS else None
-    stream, epoch = values.get("stream", ""), values.get("epoch", "")
-    numbered = epoch.isascii() and epoch.isdigit() and len(epoch) < 20
-    if role not in ("packet", "carrier") or stream not in STREAMS or not numbered:
-        return None
-    return _About(
-        role=role, stream=stream, epoch=int(epoch), encoding=values.get("encoding", "")[:64]
-    )
-
-
-class _Decoder:
-    """Turns the messages of a part's chunks into entries, chunk by chunk."""
-
-    def __init__(
-        self,
-        recording: Recording,
-        part_idx: int,
-        *,
-        streams: tuple[str, ...] | None = None,
-        kinds: tuple[str, ...] | None = (),
-        epoch: int | None = None,
-        skip_damage: bool,
-    ) -> None:
-        """Prepare; `streams` None: all, `kinds` empty: all, None: no notes."""
-        self._recording = recording
-        self._part_idx = part_idx
-        self._source = recording.parts[part_idx]
-        self._streams = streams
-        self._kinds = kinds
-        self._epoch = epoch
-        self._skip_damage = skip_damage
-        self._wanted: dict[int, tuple[_About, str] | None] = {}
-        self._carried: dict[tuple[int, str], tuple[int, str, memoryview]] = {}
-
-    def entries(self, idx: int) -> Iterator[RecordedPacket | RecordedNote]:
-        """The entries of a chunk, in order of arrival."""
-        try:
-            for message in self._source.messages(idx):
-                if message.channel_id not in self._wanted:
-                    self._wanted[message.channel_id] = self._judge(message.channel_id, idx)
-                wanted = self._wanted[message.channel_id]
-                if wanted is None:
-                    continue
-                about, schema = wanted
-                if about.role == "carrier":
-                    key = (about.epoch, about.stream)
-                    self._carried[key] = (message.sequence, schema, message.data)
-                    continue
-                try:
-                    entry = self._decode(about, message)
-                except DataError as error:
-                    self._damaged(idx, str(error))
-                else:
-                    yield entry
-        except DamagedError as error:
-            if not self._skip_damage:
-                raise
-            self._list(error.damage)
-
-    def _judge(self, channel_id: int, idx: int) -> tuple[_About, str] | None:
-        channel = self._source.channels.get(channel_id)
-        if channel is None:
-            self._damaged(idx, f"a message of channel {channel_id}, which is not described")
-            return None
-        about = _about(channel)
-        if about is None:
-            return None
-        schema = self._source.schemas.get(channel.schema_id, "")
-        if about.role == "note":
-            unwanted = self._kinds is None or (self._kinds and about.kind not in self._kinds)
-            return None if unwanted else (about, schema)
-        if self._streams is not None and about.stream not in self._streams:
-            return None
-        return None if self._epoch not in (None, about.epoch) else (about, schema)
-
-    def _decode(self, about: _About, message: RawMessage) -> RecordedPacket | RecordedNote:
-        if len(message.data) > MAX_JSON_BYTES:
-            raise DataError(
-                f"a message of {len(message.data)} bytes, at most {MAX_JSON_BYTES} can be read"
-            )
-        if about.role == "note":
-            return RecordedNote(
-                kind=about.kind,
-                note=schemas.decode_note(about.kind, message.data),
-                device_time_ns=message.log_time_ns,
-                receive_time_ns=message.publish_time_ns,
-                part_idx=self._part_idx,
-                arrival=message.sequence,
-            )
-        carried: bytes | None = None
-        waiting = self._carried.pop((about.epoch, about.stream), None)
-        if waiting is not None and waiting[0] == message.sequence:
-            carried = carried_payload(waiting[1], waiting[2])
-        header, payload = schemas.decode_packet(message.data, carried)
-        if (header.stream, header.epoch) != (about.stream, about.epoch):
-            raise DataError(
-                f"a packet of {header.stream} epoch {header.epoch} stands in the channel of "
-                f"{about.stream} epoch {about.epoch}"
-            )
-        return RecordedPacket(
-            header=header,
-            payload=payload,
-            receive_time_ns=message.publish_time_ns,
-            part_idx=self._part_idx,
-            arrival=message.sequence,
-        )
-
-    def _damaged(self, idx: int, reason: str) -> None:
-        damage = Damage(
-            path=self._source.path, offset=self._source.chunk_offset(idx), reason=reason
-        )
-        if not self._skip_damage:
-            raise DamagedError(damage)
-        self._list(damage)
-
-    def _list(self, damage: Damage) -> None:
-        listed = self._recording.damage
-        if damage not in listed and len(listed) < _MAX_SKIPPED:
-            listed.append(damage)

@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 import msgspec
 
 from keystep_capture import wire
-from keystep_capture.errors import ConfigError, DataError
+from keystep_capture.errors import ConfigError, DataError, StateError
 from keystep_capture.key_files import DeviceKey
-from keystep_capture.recording.reader import RecordedPacket, Recording
+from keystep_capture.recording.entries import RecordedPacket
+from keystep_capture.recording.reader import Recording
 from keystep_capture.sender import Callbacks, Sender, Source
 
 MAX_SPEED = 1000.0
@@ -52,6 +53,7 @@ class ReplayOptions:
         streams: Those played; None: all.
         key: What the device's key file holds; needed off loopback. It is then played as its device.
         close: Close the session at the end.
+        connect_timeout_s: How long to wait for the server's first answer.
     """
 
     server: str
@@ -64,6 +66,7 @@ class ReplayOptions:
     streams: tuple[str, ...] | None = None
     key: DeviceKey | None = None
     close: bool = True
+    connect_timeout_s: float = 30.0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -105,6 +108,7 @@ async def replay(
         ConfigError: The speed is not above 0 and at most 1000.
         DataError: The recording is damaged, or has none of the streams.
         WireError: The server refused it.
+        StateError: The server does not answer, or does not finish the session.
     """
     speed = options.speed
     if speed is not None and not 0 < speed <= MAX_SPEED:
@@ -126,7 +130,13 @@ async def replay(
     )
     running = asyncio.create_task(sender.run())
     playing = asyncio.create_task(
-        _play(sender, recording.packets(streams), _Pace(speed, clock, sleep), report)
+        _play(
+            sender,
+            recording.packets(streams),
+            _Pace(speed, clock, sleep),
+            report,
+            options.connect_timeout_s,
+        )
     )
     try:
         await asyncio.wait({running, playing}, return_when=asyncio.FIRST_COMPLETED)
@@ -143,10 +153,16 @@ async def replay(
 
 
 async def _play(
-    sender: Sender, packets: Iterable[RecordedPacket], pace: _Pace, report: ReplayReport
+    sender: Sender,
+    packets: Iterable[RecordedPacket],
+    pace: _Pace,
+    report: ReplayReport,
+    connect_timeout_s: float,
 ) -> None:
     epoch: int | None = None
     for packet in packets:
+        if epoch is None:
+            await _welcomed(sender, packet.header.stream, connect_timeout_s)
         await pace.wait_for(packet)
         header = packet.header
         if epoch is not None and header.epoch > epoch:
@@ -160,6 +176,16 @@ async def _play(
         own = {name: value for name, value in fields.items() if name not in _OWN_FIELDS}
         sender.offer(header.stream, header.device_time_ns, packet.payload, **own)
         report.sent[header.stream] += 1
+
+
+async def _welcomed(sender: Sender, stream: str, timeout_s: float) -> None:
+    try:
+        async with asyncio.timeout(timeout_s):
+            await sender.room(stream)
+    except TimeoutError:
+        raise StateError(
+            f"no answer from the server within {timeout_s:g} s: is it running there?"
+        ) from None
 
 
 def _streams(recording: Recording, options: ReplayOptions) -> tuple[str, ...]:

@@ -62,6 +62,14 @@ def test_ticks_from_a_moment_on_are_those_of_the_whole(recorded: Path) -> None:
     assert all(tick.samples["rgb"] for tick in some)
 
 
+def test_a_leading_sensor_that_had_nothing_still_makes_ticks(tmp_path: Path, tools: Any) -> None:
+    sent = [(tools.packet("head", n, n * SECOND // 60, valid=0), b"") for n in range(60)]
+    with Recording(tools.record(tmp_path, sent)) as recording:
+        ticks = list(read_ticks(recording, epoch=1, leading="head"))
+    assert len(ticks) == 10
+    assert [sample.value for tick in ticks if (sample := tick.samples["head"])] == [None] * 10
+
+
 def test_an_epoch_without_the_leading_stream_has_no_ticks(recorded: Path) -> None:
     with Recording(recorded) as recording:
         assert list(read_ticks(recording, epoch=7)) == []

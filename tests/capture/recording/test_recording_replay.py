@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from keystep_capture.errors import ConfigError, DataError, RefusedError
+from keystep_capture.errors import ConfigError, DataError, RefusedError, StateError
 from keystep_capture.recording import Recording
 from keystep_capture.recording.replay import ReplayOptions, replay
 
@@ -109,6 +109,14 @@ async def test_a_refused_replay_says_why(rig: Any, recorded: Path) -> None:
     rig.recorder.refusal = RefusedError("no such procedure")
     options = ReplayOptions(server=rig.receive().endpoint, speed=None)
     with Recording(recorded) as recording, pytest.raises(RefusedError, match="no such procedure"):
+        await replay(recording, options)
+
+
+async def test_a_server_that_is_not_there_is_told(rig: Any, recorded: Path) -> None:
+    rig.receive()
+    endpoint = await rig.stop_receiving()
+    options = ReplayOptions(server=endpoint, speed=None, connect_timeout_s=0.3)
+    with Recording(recorded) as recording, pytest.raises(StateError, match="is it running there"):
         await replay(recording, options)
 
 

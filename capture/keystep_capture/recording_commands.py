@@ -1,4 +1,7 @@
-"""`keystep recording info|health|repair|export`, `keystep replay` and `keystep import`."""
+"""`keystep recording info|health|repair|export`, `keystep replay` and `keystep import`.
+
+What they need is imported when they run: every `keystep` command loads this module.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +9,18 @@ import asyncio
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
-import numpy as np
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from keystep_capture.errors import ConfigError
-from keystep_capture.key_files import load_device_key
-from keystep_capture.recording.exchange_commands import export, import_source
-from keystep_capture.recording.health import Health, check
-from keystep_capture.recording.health_picture import write_health_picture
-from keystep_capture.recording.measures import ClockHealth
-from keystep_capture.recording.reader import Recording
-from keystep_capture.recording.repair import default_target
-from keystep_capture.recording.repair import repair as repair_recording
-from keystep_capture.recording.replay import ReplayOptions
-from keystep_capture.recording.replay import replay as play
-from keystep_capture.wire import SessionKind
+from keystep_capture.exchange_commands import export, import_source
+
+if TYPE_CHECKING:
+    from keystep_capture.recording import Recording
+    from keystep_capture.recording.health import Health
+    from keystep_capture.recording.measures import ClockHealth
+    from keystep_capture.wire import SessionKind
 
 DEFAULT_SERVER = "tcp://127.0.0.1:8041"
 
@@ -41,6 +37,8 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
 ) -> None:
     """Say what a recording holds, from its index."""
+    from keystep_capture.recording import Recording
+
     with Recording(path) as recording:
         facts = _facts(recording)
     if as_json:
@@ -81,6 +79,9 @@ def health(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
 ) -> int:
     """Judge a recording: rates, gaps, clocks, key frames, cues, checksums; exit code 1 if poor."""
+    from keystep_capture.recording.health import check
+    from keystep_capture.recording.health_picture import write_health_picture
+
     found = check(path)
     if picture is not None:
         write_health_picture(picture, found)
@@ -93,6 +94,8 @@ def health(
 
 def _plain(value: Any) -> Any:
     """Without the arrays of times, which only the picture needs."""
+    import numpy as np
+
     if isinstance(value, dict):
         kept = {key: one for key, one in value.items() if not isinstance(one, np.ndarray)}
         return {key: _plain(one) for key, one in kept.items()}
@@ -102,6 +105,9 @@ def _plain(value: Any) -> Any:
 
 
 def _print_health(found: Health) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     console = Console(highlight=False, width=120)
     table = Table(box=None, header_style="bold")
     columns = ("stream", "epoch", "packets", "Hz", "nominal", "lost", "gap s", "stalls")
@@ -161,6 +167,9 @@ def repair(
     ] = None,
 ) -> None:
     """Copy what is readable into a new, closed recording; the original stays as it is."""
+    from keystep_capture.recording.repair import default_target
+    from keystep_capture.recording.repair import repair as repair_recording
+
     for one in repair_recording(path, out or default_target(path)):
         for damage in one.damage:
             typer.echo(f"left out: {damage}")
@@ -191,6 +200,11 @@ def replay(
     ] = False,
 ) -> None:
     """Play a recording to a server through the wire: same packets, same events at any speed."""
+    from keystep_capture.key_files import load_device_key
+    from keystep_capture.recording import Recording
+    from keystep_capture.recording.replay import ReplayOptions
+    from keystep_capture.recording.replay import replay as play
+
     device_key = None if key is None else load_device_key(key)
     options = ReplayOptions(
         server=server or (device_key and device_key.server) or DEFAULT_SERVER,

@@ -1,17 +1,16 @@
-"""`keystep import` and `keystep recording export`."""
+"""`keystep import` and `keystep recording export`; what they need is imported when they run."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from keystep_capture.errors import ConfigError
-from keystep_capture.recording.export import export_csv, export_mp4
-from keystep_capture.recording.importing import ImportPlan, find_importer, importers, run_import
-from keystep_capture.recording.reader import Recording
+
+if TYPE_CHECKING:
+    from keystep_capture.recording.importing import Importer, ImportPlan
 
 
 def import_source(
@@ -23,6 +22,8 @@ def import_source(
     ] = False,
 ) -> None:
     """Import another format into a recording; an interrupted import goes on where it was."""
+    from keystep_capture.recording.importing import find_importer, importers
+
     if kind == "list":
         for name, one in importers().items():
             typer.echo(f"{name:<12} {one.title}")
@@ -35,6 +36,20 @@ def import_source(
         return
     if out is None:
         raise ConfigError("expected --out, the recording's folder (or --dry-run)")
+    _import_with_progress(importer, path, out)
+
+
+def _import_with_progress(importer: Importer, path: Path, out: Path) -> None:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    from keystep_capture.recording.importing import run_import
+
     columns = (TextColumn("importing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, transient=True) as bar:
         task = bar.add_task("import", total=None)
@@ -65,6 +80,9 @@ def export(
     epoch: Annotated[int | None, typer.Option(help="The video's epoch; else its first.")] = None,
 ) -> None:
     """Export a recording's video as MP4 with a JSON of its times, or all numbers as CSV."""
+    from keystep_capture.recording import Recording
+    from keystep_capture.recording.export import export_csv, export_mp4
+
     if (mp4 is None) == (csv is None):
         raise ConfigError("expected either --mp4 FILE or --csv FOLDER")
     with Recording(path) as recording:
