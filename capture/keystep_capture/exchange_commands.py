@@ -25,8 +25,11 @@ def import_source(
     from keystep_capture.recording.importing import find_importer, importers
 
     if kind == "list":
-        for name, one in importers().items():
+        known = importers()
+        for name, one in known.items():
             typer.echo(f"{name:<12} {one.title}")
+        if not known:
+            raise ConfigError("no importer is installed: install keystep anew")
         return
     importer = find_importer(kind)
     if path is None:
