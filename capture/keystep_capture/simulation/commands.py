@@ -1,0 +1,64 @@
+"""`keystep simulate generate`: sessions for learning and measuring. What it needs is loaded late."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from keystep_capture.errors import ConfigError
+
+
+def generate(
+    out: Annotated[Path, typer.Option(help="Folder of the data set; generation goes on in it.")],
+    task: Annotated[str, typer.Option(help="cart, gearbox or lamp.")] = "cart",
+    seed: Annotated[int, typer.Option(min=0, help="Decides everything, bit for bit.")] = 1,
+    people: Annotated[int, typer.Option(min=1, max=1000, help="Sessions; person 0 is the expert.")] = 1,
+    first_person: Annotated[int, typer.Option(min=0, help="Number of the first person.")] = 0,
+    profile: Annotated[str, typer.Option(help="learn (320x180, 10 Hz) or full (640x360, 30 Hz).")] = "learn",
+    occlusion: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of completions that hands hide.")
+    ] = 0.5,
+    mistakes: Annotated[
+        float, typer.Option(min=0.0, max=10.0, help="Times each person's own rate; 0 for none.")
+    ] = 1.0,
+    limit_s: Annotated[
+        float | None, typer.Option(min=1.0, help="Draw this much of each session only, seconds.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, max=64, help="Processes.")] = 1,
+) -> None:
+    """Generate simulated sessions with labels: rendered video, depth, gaze, head, hands."""
+    try:
+        import trimesh  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"simulation needs {error.name}: install keystep with the extra [simulate]"
+        ) from error
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from keystep_capture.simulation.generate import DatasetSpec
+    from keystep_capture.simulation.generate import generate as run
+    from keystep_capture.simulation.session import SessionSpec
+
+    spec = DatasetSpec(
+        session=SessionSpec(
+            task=task, seed=seed, person=first_person, profile=profile,
+            occlusion_rate=occlusion, mistake_scale=mistakes,
+        ),
+        people=people,
+        limit_s=limit_s,
+    )  # fmt: skip
+    with Progress(console=Console(stderr=True)) as bars:
+        whole = bars.add_task("sessions", total=people)
+        current = bars.add_task("frames", total=None, visible=jobs == 1)
+
+        def told(name: str, done: int, total: int) -> None:
+            bars.update(current, description=name, completed=done, total=total)
+            if done >= total:
+                bars.advance(whole)
+
+        folders = run(spec, out, jobs=jobs, progress=told)
+        bars.update(whole, completed=people)
+    typer.echo(f"{len(folders)} simulated sessions in {out}")
