@@ -11,6 +11,7 @@ from rich.console import Console
 
 from keystep_capture.errors import ConfigError, KeystepError
 from keystep_capture.recording_commands import register as register_recording
+from keystep_capture.simulation.commands import register as register_simulation
 
 app = typer.Typer(
     name="keystep",
@@ -35,6 +36,7 @@ def main() -> None:
     Exit codes: 0 done, 1 failure, 2 wrong usage or settings, 130 interrupted before it was done.
     """
     register_recording(app)
+    register_simulation(app)
     for entry in sorted(entry_points(group="keystep.commands"), key=lambda e: e.name):
         entry.load()(app)
     try:

@@ -10,6 +10,16 @@ import typer
 from keystep_capture.errors import ConfigError
 
 
+def register(app: typer.Typer) -> None:
+    """Add the group `keystep simulate` to the `keystep` command.
+
+    What it does without a further word is the bridge's package's to say.
+    """
+    group = typer.Typer(invoke_without_command=True)
+    group.command("generate")(generate)
+    app.add_typer(group, name="simulate")
+
+
 def generate(
     out: Annotated[Path, typer.Option(help="Folder of the data set; generation goes on in it.")],
     task: Annotated[str, typer.Option(help="cart, gearbox or lamp.")] = "cart",

@@ -105,10 +105,3 @@ class DepthSensor:
         lost |= distance_m <= 0.0
         return np.where(lost, 0, np.rint(noisy * 1000.0)).astype(np.uint16)
 
-
-def encode_png16(image: NDArray[np.uint16]) -> bytes:
-    """Compress (H, W), uint16, without loss; fast rather than small."""
-    done, encoded = cv2.imencode(".png", image, (int(cv2.IMWRITE_PNG_COMPRESSION), 1))
-    assert done
-    return bytes(encoded.tobytes())
-

@@ -15,12 +15,12 @@ import msgspec
 import numpy as np
 
 from keystep_capture.errors import ConfigError
+from keystep_capture.payloads import encode_png16
 from keystep_capture.simulation.camera import colour_camera, depth_camera
 from keystep_capture.simulation.imaging import (
     ColourSensor,
     DepthSensor,
     VideoEncoder,
-    encode_png16,
 )
 from keystep_capture.simulation.layout import make_layout
 from keystep_capture.simulation.looking import look
@@ -213,7 +213,7 @@ class Session:
             distance_m = self.scene.draw_depth(sample, camera, pose)
             header = msgspec.structs.replace(
                 self._source.header("depth", "png16", idx, stamps, idx),
-                keyframe=True,
+                depth_unit_m=0.001,
                 width=camera.width,
                 height=camera.height,
                 intrinsics=camera.intrinsics,
