@@ -13,7 +13,7 @@ from keystep_capture.simulation.renderer import Float
 from keystep_capture.simulation.seeding import generator
 
 _NOISE_ROOM = 64  # the noise picture is this much larger, and shifted from frame to frame
-_TARGET_BRIGHTNESS = 0.19  # linear, of the mean of a frame
+_TARGET_BRIGHTNESS = 0.24  # linear, of the mean of a frame
 
 
 class ColourSensor:

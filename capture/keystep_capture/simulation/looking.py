@@ -14,6 +14,7 @@ from importlib import resources
 
 import msgspec
 import numpy as np
+from scipy.signal import lfilter
 
 from keystep_capture.simulation.geometry import Array, frames_of, normalised, rotations_of
 from keystep_capture.simulation.layout import Layout
@@ -200,11 +201,8 @@ def _head(target: Array, person: Person, rng: np.random.Generator, model: TrackM
 def smoothed(values: Array, time_constant_s: float) -> Array:
     """First-order low pass of (T, D), at rest at its first value."""
     keep = float(np.exp(-1.0 / (RATE_HZ * time_constant_s)))
-    result, now = np.empty_like(values), values[0].copy()
-    for t, value in enumerate(values):
-        now = keep * now + (1.0 - keep) * value
-        result[t] = now
-    return result
+    filtered, _ = lfilter([1.0 - keep], [1.0, -keep], values, axis=0, zi=keep * values[:1])
+    return np.asarray(filtered)
 
 
 def wandering(count: int, axes: int, time_constant_s: float, rng: np.random.Generator) -> Array:

@@ -86,7 +86,7 @@ def make_person(seed: int, idx: int) -> Person:
         mistake_scale=0.0 if expert else float(rng.gamma(2.0, 0.5)),
         idle_share=0.08 if expert else float(rng.uniform(0.1, 0.4)),
         reach_s=float(rng.uniform(0.55, 0.85)) * (0.9 if expert else 1.0),
-        height_m=float(rng.uniform(0.46, 0.56)),
+        height_m=float(rng.uniform(0.43, 0.52)),
         hand_scale=float(rng.uniform(0.9, 1.1)),
         skin=SKINS[int(rng.integers(len(SKINS)))],
         sleeve=SLEEVES[int(rng.integers(len(SLEEVES)))],

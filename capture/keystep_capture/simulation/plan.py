@@ -212,7 +212,7 @@ def _timed_action(
     inspects = bool(spare > 4.0 and rng.random() < 0.5)
     search += spare * (person.idle_share + (1 - person.idle_share) * pause_share)
     fit += spare * (1 - person.idle_share) * fit_share
-    linger = float(np.clip(rng.lognormal(-0.1, 0.5), 0.35, 2.5))
+    linger = float(np.clip(rng.lognormal(0.0, 0.45), 0.55, 2.5))
     reach_s = start_s + search
     grasp_s = reach_s + reach
     if removing:

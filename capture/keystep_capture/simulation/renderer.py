@@ -293,7 +293,7 @@ def _in_view(
     edge = np.maximum(np.abs(seen[:, 0]), np.abs(seen[:, 1])) - away * np.float32(reach)
     nearest = np.minimum(np.minimum(away[::3], away[1::3]), away[2::3])
     innermost = np.minimum(np.minimum(edge[::3], edge[1::3]), edge[2::3])
-    return triangles[(nearest > 0.10) & (innermost < 0.0)]
+    return triangles[(nearest > 0.07) & (innermost < 0.0)]
 
 
 class Placed:

@@ -153,17 +153,19 @@ def _arm_pieces(scale: float, skin: int) -> list[tuple[Corners, NDArray[np.int64
     for (start, end), length in zip(BONES, bone_lengths(scale), strict=True):
         corners = _capsule(RADII_M[start] * scale, RADII_M[end] * scale, float(length))
         pieces.append((corners, np.array([skin])))
-    pieces.append((_capsule(0.024 * scale, 0.036, _ARM_M, sections=9), np.array([skin])))
-    pieces.append((_capsule(0.040, 0.052, _ARM_M - _CUFF_M, sections=9), np.array([skin + 1])))
+    pieces.append((_capsule(0.024 * scale, 0.036, _ARM_M, 9, 5), np.array([skin])))
+    pieces.append((_capsule(0.040, 0.052, _ARM_M - _CUFF_M, 9, 5), np.array([skin + 1])))
     return pieces
 
 
-def _capsule(start: float, end: float, length: float, sections: int = 7) -> Corners:
-    """A bone with rounded ends."""
-    profile = np.array(
-        [(0, -0.7 * start), (start, 0), (end, length), (0.72 * end, length + 0.62 * end),
-         (0, length + 0.95 * end)]
-    )  # fmt: skip
+def _capsule(
+    start: float, end: float, length: float, sections: int = 7, pieces: int = 1
+) -> Corners:
+    """A bone with rounded ends; an arm in pieces, of which those near the camera are left out."""
+    along = np.linspace(0.0, 1.0, pieces + 1)[:, None]
+    shaft = (1 - along) * (start, 0.0) + along * (end, length)
+    ends = [(0.72 * end, length + 0.62 * end), (0, length + 0.95 * end)]
+    profile = np.concatenate([[(0, -0.7 * start)], shaft, ends])
     mesh = trimesh.creation.revolve(profile, sections=sections)
     return corners_of([Solid(mesh=mesh, turn_deg=(-90.0, 0.0, 0.0))])
 
@@ -182,12 +184,12 @@ def _arm_poses(wrist: Array, sign: float) -> NDArray[np.float32]:
 def _lighting(seed: int) -> Lighting:
     rng = generator(seed, "lighting")
     warmth = float(rng.uniform(-1, 1))
-    lamp = np.array([1.0 + 0.10 * warmth, 1.0, 1.0 - 0.14 * warmth]) * rng.uniform(0.75, 1.05)
+    lamp = np.array([1.0 + 0.10 * warmth, 1.0, 1.0 - 0.14 * warmth]) * rng.uniform(0.95, 1.35)
     return Lighting(
         lamp_m=np.array([rng.uniform(-0.8, 0.8), rng.uniform(1.9, 2.2), rng.uniform(-0.7, 0.3)]),
         lamp=lamp,
-        sky=np.array([0.36, 0.38, 0.42]) * rng.uniform(0.8, 1.2),
-        bounce=np.array([0.13, 0.12, 0.10]),
+        sky=np.array([0.30, 0.32, 0.36]) * rng.uniform(0.7, 1.2),
+        bounce=np.array([0.09, 0.085, 0.075]),
         fill=normalised(np.array([rng.uniform(-1, 1), 0.5, 0.8])),
         fill_colour=np.array([0.20, 0.20, 0.22]) * rng.uniform(0.5, 1.2),
     )

@@ -317,7 +317,7 @@ def mug() -> list[Solid]:
     """A mug, its foot at the origin."""
     return [
         cone(34, 37, 80, at=(0, 40, 0), colour=WHITE, shine=0.6),
-        rod(32, 2, at=(0, 79, 0), colour=(0.08, 0.04, 0.02)),
+        rod(32, 2, at=(0, 80.5, 0), colour=(0.08, 0.04, 0.02)),
         hoop(20, 5, axis="z", at=(42, 42, 0), colour=WHITE),
     ]
 
