@@ -23,7 +23,7 @@ def bench_picture(seed: int, sheet_m: Array) -> NDArray[np.uint8]:
     picture = {"wood": _wood, "mat": _mat, "steel": _steel}[kind](width, height, rng)
     _wear(picture, rng)
     _sheet(picture, sheet_m, rng)
-    return np.rint(np.sqrt(np.clip(picture, 0.0, 1.0)) * 255).astype(np.uint8)
+    return np.asarray(np.rint(np.sqrt(np.clip(picture, 0.0, 1.0)) * 255), np.uint8)
 
 
 def _blurred_noise(
@@ -41,7 +41,7 @@ def _wood(width: int, height: int, rng: np.random.Generator) -> Float:
     tone = np.array([(0.36, 0.20, 0.09), (0.46, 0.31, 0.16), (0.22, 0.12, 0.06)])
     colour = tone[int(rng.integers(3))]
     shade = 1.0 + 0.10 * grain + 0.07 * rings
-    picture = (shade[..., None] * colour).astype(np.float32)
+    picture = np.asarray(shade[..., None] * colour, np.float32)
     for x in range(0, width, int(rng.integers(220, 320))):
         picture[:, x : x + 2] *= 0.55
     return picture
@@ -51,7 +51,7 @@ def _mat(width: int, height: int, rng: np.random.Generator) -> Float:
     tone = np.array([(0.03, 0.16, 0.12), (0.05, 0.09, 0.20), (0.12, 0.12, 0.13)])
     colour = tone[int(rng.integers(3))]
     speckle = 1.0 + 0.08 * _blurred_noise(width, height, (0.8, 0.8), rng)
-    picture = (speckle[..., None] * colour).astype(np.float32)
+    picture = np.asarray(speckle[..., None] * colour, np.float32)
     for every, gain in ((40, 1.25), (200, 1.7)):
         picture[::every] *= gain
         picture[:, ::every] *= gain
@@ -61,19 +61,20 @@ def _mat(width: int, height: int, rng: np.random.Generator) -> Float:
 def _steel(width: int, height: int, rng: np.random.Generator) -> Float:
     brushed = 1.0 + 0.10 * _blurred_noise(width, height, (40.0, 0.7), rng)
     blotches = 1.0 + 0.06 * _blurred_noise(width, height, (50.0, 50.0), rng)
-    return ((brushed * blotches)[..., None] * np.array([0.27, 0.28, 0.30])).astype(np.float32)
+    tone = np.array([0.27, 0.28, 0.30])
+    return np.asarray((brushed * blotches)[..., None] * tone, np.float32)
 
 
 def _wear(picture: Float, rng: np.random.Generator) -> None:
     """Scratches and stains."""
     height, width = picture.shape[:2]
+    scratches = np.ones((height, width), np.float32)
     for _ in range(60):
         start = rng.uniform((0, 0), (width, height))
         end = start + rng.normal(0, 60, 2)
         gain = float(rng.uniform(0.7, 1.3))
-        layer = np.zeros((height, width), np.uint8)
-        cv2.line(layer, start.astype(int).tolist(), end.astype(int).tolist(), 255, 1)
-        picture[layer > 0] *= gain
+        cv2.line(scratches, start.astype(int).tolist(), end.astype(int).tolist(), gain, 1)
+    picture *= scratches[..., None]
     stains = _blurred_noise(width // 4, height // 4, (12.0, 12.0), rng)
     large = cv2.resize(stains, (width, height), interpolation=cv2.INTER_LINEAR)
     picture *= (1.0 - 0.15 * np.clip(large - 1.6, 0, 1))[..., None]
@@ -93,7 +94,13 @@ def _sheet(picture: Float, middle_m: Array, rng: np.random.Generator) -> None:
             cv2.circle(page, (x + 44, y + 32), 6, (0.05, 0.05, 0.05), -1)
             for line in range(3):
                 length = int(rng.integers(30, 62))
-                cv2.line(page, (x, y + 48 + 4 * line), (x + length, y + 48 + 4 * line), (0.2, 0.2, 0.2), 1)
+                cv2.line(
+                    page,
+                    (x, y + 48 + 4 * line),
+                    (x + length, y + 48 + 4 * line),
+                    (0.2, 0.2, 0.2),
+                    1,
+                )
     height, width = picture.shape[:2]
     centre = (middle_m[0] * _PER_M + width / 2, middle_m[2] * _PER_M + height / 2)
     angle = float(rng.uniform(-25, 25))

@@ -35,9 +35,9 @@ class Camera:
     def rays(self) -> tuple[Array, Array]:
         """Unit-plane x (W,) and y (H,) of the pixels, y down."""
         _, _, cx, cy = self.intrinsics
-        return (np.arange(self.width) - cx) / self.focal_px, (
-            np.arange(self.height) - cy
-        ) / self.focal_px
+        x = (np.arange(self.width, dtype=np.float64) - cx) / self.focal_px
+        y = (np.arange(self.height, dtype=np.float64) - cy) / self.focal_px
+        return x, y
 
 
 _OPENCV = np.diag([1.0, -1.0, -1.0])

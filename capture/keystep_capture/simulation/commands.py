@@ -1,4 +1,7 @@
-"""`keystep simulate generate`: sessions for learning and measuring. What it needs is loaded late."""
+"""`keystep simulate generate`: sessions to learn and measure with.
+
+What it needs is imported when it runs: every `keystep` command loads this module.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +27,13 @@ def generate(
     out: Annotated[Path, typer.Option(help="Folder of the data set; generation goes on in it.")],
     task: Annotated[str, typer.Option(help="cart, gearbox or lamp.")] = "cart",
     seed: Annotated[int, typer.Option(min=0, help="Decides everything, bit for bit.")] = 1,
-    people: Annotated[int, typer.Option(min=1, max=1000, help="Sessions; person 0 is the expert.")] = 1,
+    people: Annotated[
+        int, typer.Option(min=1, max=1000, help="Sessions; person 0 is the expert.")
+    ] = 1,
     first_person: Annotated[int, typer.Option(min=0, help="Number of the first person.")] = 0,
-    profile: Annotated[str, typer.Option(help="learn (320x180, 10 Hz) or full (640x360, 30 Hz).")] = "learn",
+    profile: Annotated[
+        str, typer.Option(help="learn (320x180, 10 Hz) or full (640x360, 30 Hz).")
+    ] = "learn",
     occlusion: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of completions that hands hide.")
     ] = 0.5,

@@ -111,7 +111,7 @@ def generate_session(
 def _in_parallel(
     missing: dict[Path, SessionSpec], limit_s: float | None, jobs: int, progress: Progress | None
 ) -> None:
-    """A process a session; forked ones could inherit the libraries' threads, so they are spawned."""
+    """One process a session; spawned, since forked ones inherit the libraries' threads."""
     context = get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context) as pool:
         running: dict[Future[None], Path] = {

@@ -17,7 +17,7 @@ Array: TypeAlias = NDArray[np.float64]
 def normalised(vectors: Array) -> Array:
     """Scale vectors (..., D) to length one; a zero vector stays zero."""
     length = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return vectors / np.maximum(length, 1e-12)
+    return np.asarray(vectors / np.maximum(length, 1e-12))
 
 
 def ease(fraction: Array | float) -> Array:

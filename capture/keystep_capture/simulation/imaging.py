@@ -76,7 +76,7 @@ class VideoEncoder:
 
     def encode(self, rgb: NDArray[np.uint8]) -> tuple[bytes, bool]:
         """Encode a picture (H, W, 3); give its access unit and whether it is a key frame."""
-        planes = cv2.cvtColor(rgb, cv2.COLOR_RGB2YUV_I420)
+        planes = np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2YUV_I420), np.uint8)
         frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
         frame.pts, self._count = self._count, self._count + 1
         packets = self._encoder.encode(frame)
@@ -104,4 +104,3 @@ class DepthSensor:
         lost = (patches - 0.5) * 1.8 + 0.5 < chance
         lost |= distance_m <= 0.0
         return np.where(lost, 0, np.rint(noisy * 1000.0)).astype(np.uint16)
-

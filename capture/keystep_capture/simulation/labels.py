@@ -59,7 +59,9 @@ def procedure_info(task: Task) -> list[dict[str, Any]]:
 def state_classes(task: Task) -> list[str]:
     """Names of the detector's classes: the usual order's states, another one, one with an error."""
     count = len(task.components)
-    usual = ["".join("1" if idx < done else "0" for idx in range(count)) for done in range(count + 1)]
+    usual = [
+        "".join("1" if idx < done else "0" for idx in range(count)) for done in range(count + 1)
+    ]
     return [*usual, "other", "error"]
 
 
@@ -158,7 +160,11 @@ def _mistake_rows(truth: SessionTruth) -> Iterable[tuple[object, ...]]:
         if frame is None or (action.kind == "remove" and _was_wrong(truth, idx)):
             continue
         right = next(
-            (a for a in actions[idx + 1 :] if (a.component, a.kind) == (action.component, "install")),
+            (
+                a
+                for a in actions[idx + 1 :]
+                if (a.component, a.kind) == (action.component, "install")
+            ),
             None,
         )
         corrected = truth.frame_of(right.complete_s) if right else None
@@ -191,7 +197,8 @@ def _yolo_line(truth: SessionTruth, frame: FrameTruth, classes: Sequence[str]) -
 
 def _coco(truth: SessionTruth, classes: Sequence[str]) -> dict[str, Any]:
     """COCO numbers categories and annotations from 1."""
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for idx, frame in enumerate(truth.frames):
         name = f"{idx:05d}.jpg"
         images.append({"id": idx, "file_name": name, "width": truth.width, "height": truth.height})

@@ -63,12 +63,14 @@ def make_layout(task: Task, seed: int, person: str) -> Layout:
     centre = np.array([side * rng.uniform(0.27, 0.30), 0.0, rng.uniform(-0.07, -0.02)])
     hues = generator(seed, "colours", task.name).normal(0, 0.06, (len(task.components), 3))
     loose = [
-        _thing(component.name, component.make(), np.clip(np.array(component.colour) * (1 + hue), 0, 1))
+        _thing(
+            component.name, component.make(), np.clip(np.array(component.colour) * (1 + hue), 0, 1)
+        )
         for component, hue in zip(task.components, hues, strict=True)
     ]
     alike = [idx for idx, c in enumerate(task.components) if c.look_alike is not None]
-    chosen = rng.choice(alike, size=min(2, len(alike)), replace=False) if alike else []
-    decoys = [_decoy(task, int(idx), rng) for idx in chosen]
+    chosen = rng.choice(alike, size=2, replace=False)
+    decoys = [_decoy(task, int(idx), rng) for idx in chosen.tolist()]
     placed = _packed([*loose, *decoys], centre, rng)
     return Layout(
         parts=tuple(placed[: len(loose)]),

@@ -7,7 +7,7 @@ How strongly and how late the head follows, and how it sways, is fitted to real 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -18,7 +18,7 @@ from scipy.signal import lfilter
 
 from keystep_capture.simulation.geometry import Array, frames_of, normalised, rotations_of
 from keystep_capture.simulation.layout import Layout
-from keystep_capture.simulation.motion import RATE_HZ, Movement
+from keystep_capture.simulation.motion import RATE_HZ, Movement, PointsAt
 from keystep_capture.simulation.people import Person
 from keystep_capture.simulation.plan import Action, Plan
 from keystep_capture.simulation.seeding import generator
@@ -87,7 +87,7 @@ class Looking:
 @dataclass(frozen=True, slots=True)
 class _Glance:
     start_s: float
-    point: Callable[[Array], Array]  # sample indices to positions
+    point: PointsAt
 
 
 def look(
@@ -169,16 +169,16 @@ def _fixation_s(rng: np.random.Generator, model: TrackModel) -> float:
     return float(np.clip(rng.lognormal(model.fixation_log_s, model.fixation_log_sigma), 0.12, 3.0))
 
 
-def _at_thing(movement: Movement, idx: int) -> Callable[[Array], Array]:
+def _at_thing(movement: Movement, idx: int) -> PointsAt:
     return lambda samples: movement.things[idx, samples, :3, 3]
 
 
-def _at_assembly(movement: Movement, offset: Array) -> Callable[[Array], Array]:
-    above = offset if offset[1] > 0.02 else offset + (0.0, 0.055, 0.0)
+def _at_assembly(movement: Movement, offset: Array) -> PointsAt:
+    above = offset if offset[1] > 0.02 else offset + np.array([0.0, 0.055, 0.0])
     return lambda samples: movement.assembly[samples, :3, 3] + above
 
 
-def _at_point(point: Array) -> Callable[[Array], Array]:
+def _at_point(point: Array) -> PointsAt:
     return lambda samples: np.repeat(point[None], len(samples), axis=0)
 
 

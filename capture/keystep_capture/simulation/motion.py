@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from keystep_capture.simulation.geometry import (
     Array,
@@ -32,6 +34,9 @@ from keystep_capture.simulation.seeding import generator
 from keystep_capture.simulation.tasks import Task
 
 RATE_HZ = 60
+Samples: TypeAlias = NDArray[np.int64]
+PointsAt: TypeAlias = Callable[[Samples], Array]
+"""Sample indices (N,) to positions (N, 3)."""
 _ELBOW_M = np.array([0.27, 0.10, 0.46])
 _WITHDRAW_S = 0.45
 
@@ -63,7 +68,7 @@ class _Hold:
 
     start_s: float
     end_s: float
-    points: Callable[[Array], Array]  # sample indices to positions
+    points: PointsAt
     grip: float
     cover: float = 0.0  # 1: flat over the part, between it and the eyes
 
@@ -147,13 +152,13 @@ def _turning(times_s: Array, plan: Plan, rng: np.random.Generator) -> Array:
 
 
 def place_of(task: Task, action: Action) -> Array:
-    """`assembly_from_part` of an action's place (4, 4); crooked where the part is put in wrongly."""
+    """`assembly_from_part` of an action's place, (4, 4); crooked where it is put in wrongly."""
     component = task.components[action.component]
     rotation = euler(*component.turn_deg)
     position = np.asarray(component.at_mm) / 1000
     if action.fault == "crooked":
         rotation = euler(16, 38, 14) @ rotation
-        position = position + (0.004, 0.010, 0.005)
+        position = position + np.array([0.004, 0.010, 0.005])
     return pose(position, rotation)
 
 
@@ -198,15 +203,15 @@ def _towards_hand(stage: _Stage, side: int, point: Array) -> Array:
     return normalised(level)
 
 
-def _grip_points(stage: _Stage, action_part: int, side: int, cover: float) -> Callable[[Array], Array]:
+def _grip_points(stage: _Stage, action_part: int, side: int, cover: float) -> PointsAt:
     """Where a hand takes hold of a thing: at the edge towards it, or over all of it."""
     things = [*stage.layout.parts, *stage.layout.decoys, stage.layout.driver]
     thing: Thing = things[action_part]
     reach = 0.4 * float(np.sort(thing.size_m)[1])
     height = 0.25 * float(np.median(thing.size_m))
 
-    def points(samples: Array) -> Array:
-        middle = stage.things[action_part, samples.astype(int), :3, 3]
+    def points(samples: Samples) -> Array:
+        middle = stage.things[action_part, samples, :3, 3]
         at_edge = middle + _towards_hand(stage, side, middle) * reach + (0, height, 0)
         if not cover:
             return at_edge
@@ -273,8 +278,8 @@ def _use_driver(stage: _Stage, action: Action, hidden: bool) -> None:
     track[span, :3, 3] = (travel + arc[:, None] * (0, 1, 0))[span]
     handle = np.array([[0.0, 0.095, 0.0]])
 
-    def points(samples: Array) -> Array:
-        return transformed(track[samples.astype(int)], np.repeat(handle, len(samples), axis=0))
+    def points(samples: Samples) -> Array:
+        return transformed(track[samples], np.repeat(handle, len(samples), axis=0))
 
     stage.holds[action.hand].append(
         _Hold(start_s=taken, end_s=action.end_s, points=points, grip=0.85)
@@ -286,8 +291,8 @@ def _steady(stage: _Stage, action: Action, hidden: bool) -> None:
     other = 1 - action.hand
     sign = 1.0 if other else -1.0
 
-    def rim(samples: Array) -> Array:
-        base = stage.assembly[samples.astype(int)]
+    def rim(samples: Samples) -> Array:
+        base = stage.assembly[samples]
         spot = np.array([[sign * 0.055, 0.016, 0.045]])
         return transformed(base, np.repeat(spot, len(samples), axis=0))
 

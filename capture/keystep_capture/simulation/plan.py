@@ -104,7 +104,9 @@ def make_plan(
 
 def draw_order(task: Task, noise: float, rng: np.random.Generator) -> list[int]:
     """Draw a person's order: the usual one with noise, as far as the parts allow."""
-    wanted = np.arange(len(task.components)) + rng.normal(0.0, max(noise, 1e-9), len(task.components))
+    wanted = np.arange(len(task.components)) + rng.normal(
+        0.0, max(noise, 1e-9), len(task.components)
+    )
     order: list[int] = []
     while len(order) < len(task.components):
         possible = [
@@ -246,9 +248,7 @@ def _timed_action(
     )
 
 
-def _draw_durations(
-    person: Person, rng: np.random.Generator
-) -> tuple[float, float, float, float]:
+def _draw_durations(person: Person, rng: np.random.Generator) -> tuple[float, float, float, float]:
     """Least search, reach, carry and fit, seconds."""
     search = float(rng.uniform(0.25, 0.5))
     reach, carry = person.reach_s * rng.uniform(0.85, 1.25, 2)

@@ -133,7 +133,7 @@ class Renderer:
             scene: All that is not a hand; its first body is the bench.
             hands: The hands, drawn last.
         """
-        view = np.linalg.inv(world_from_camera)
+        view = np.asarray(np.linalg.inv(world_from_camera), np.float64)
         view[1:3] *= -1  # to OpenGL's axes, which the rasteriser wants
         self._buffer.fill(0.0)
         self._depth.fill(FAR_M)
@@ -188,7 +188,7 @@ class Renderer:
         lit = diffuse * self._shadow(view, z, lamp_depth)
         upward = _dot((normal_x, normal_y, normal_z), rotation[:, 1]) * 0.5 + 0.5
         filled = np.maximum(_dot((normal_x, normal_y, normal_z), rotation @ light.fill), 0.0)
-        half = normalised(to_lamp + (0.0, 0.0, 1.0))
+        half = normalised(to_lamp + np.array([0.0, 0.0, 1.0]))
         gloss = np.maximum(_dot((normal_x, normal_y, normal_z), half), 0.0)
         gloss *= gloss
         gloss *= gloss
@@ -221,7 +221,7 @@ class Renderer:
         albedo = colours.astype(np.float32)
         albedo *= np.float32(1 / 255)
         albedo *= albedo
-        return albedo
+        return np.asarray(albedo, np.float32)
 
     def _along(self, view: Array, z: Float, axis: int) -> Float:
         """World coordinate of every pixel: a plane over the picture times its depth."""
@@ -250,11 +250,9 @@ class Renderer:
         return np.asarray(np.minimum(seen, 1.0), np.float32)
 
 
-def draw_depth(
-    camera: Camera, world_from_camera: Array, batches: tuple[Placed, ...]
-) -> Float:
+def draw_depth(camera: Camera, world_from_camera: Array, batches: tuple[Placed, ...]) -> Float:
     """Distance along each pixel's ray, metres, (H, W); 0 where nothing is."""
-    view = np.linalg.inv(world_from_camera)
+    view = np.asarray(np.linalg.inv(world_from_camera), np.float64)
     view[1:3] *= -1
     settings = cv2.TriangleRasterizeSettings()
     settings.setCullingMode(cv2.RASTERIZE_CULLING_CW)
@@ -293,7 +291,8 @@ def _in_view(
     edge = np.maximum(np.abs(seen[:, 0]), np.abs(seen[:, 1])) - away * np.float32(reach)
     nearest = np.minimum(np.minimum(away[::3], away[1::3]), away[2::3])
     innermost = np.minimum(np.minimum(edge[::3], edge[1::3]), edge[2::3])
-    return triangles[(nearest > 0.07) & (innermost < 0.0)]
+    kept = (nearest > 0.07) & (innermost < 0.0)
+    return np.asarray(triangles[kept], np.int32)
 
 
 class Placed:

@@ -110,6 +110,8 @@ class Session:
         truth: Its frames fill up while `packets` runs.
         movement: Where everything is; true, without the sensors' noise.
         looking: Where head and eyes are; true.
+        scene: All that can be drawn.
+        camera: The colour camera.
     """
 
     def __init__(self, spec: SessionSpec, *, limit_s: float | None = None) -> None:
@@ -119,6 +121,7 @@ class Session:
             spec: What decides it.
             limit_s: Draw and report this much of it only.
         """
+        cv2.setNumThreads(1)  # of this process: one order of arithmetic, and one core
         self.spec, self.profile = spec, PROFILES[spec.profile]
         self.task: Task = find_task(spec.task)
         self.person = make_person(spec.seed, spec.person)
@@ -129,8 +132,8 @@ class Session:
             self.task, plan, self.person, layout, spec.seed, occlusion_rate=spec.occlusion_rate
         )
         self.looking = look(plan, self.person, layout, self.movement, spec.seed)
-        self._camera = colour_camera(self.profile.width, self.profile.height)
-        self.scene = Scene(layout, self.movement, self.person, self._camera, spec.seed)
+        self.camera = colour_camera(self.profile.width, self.profile.height)
+        self.scene = Scene(layout, self.movement, self.person, self.camera, spec.seed)
         self.end_s = min(plan.duration_s, limit_s or np.inf)
         self.truth = SessionTruth(
             task=self.task,
@@ -154,7 +157,6 @@ class Session:
 
     def packets(self) -> Iterator[Packet]:
         """Draw the session: its packets in order of arrival."""
-        cv2.setNumThreads(1)  # one order of arithmetic, and one core
         small = sensed(self._source, self.looking, self.movement, self.profile.motion_rate_hz)
         ended_ns = int(self.end_s * 1e9) + self._source.clocks.server_ns
         streams = (small, self._colour(), self._depth())
@@ -167,18 +169,20 @@ class Session:
         sensor = ColourSensor(
             self.profile.width, self.profile.height, 10, self.spec.seed, self.person.name
         )
-        pose = self.looking.world_from_head[sample] @ self._camera.head_from_camera
+        pose = self.looking.world_from_head[sample] @ self.camera.head_from_camera
         return sensor.develop(self.scene.draw(sample, pose).linear)
 
     def _samples(self, rate_hz: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         return np.arange(0, int(self.end_s * RATE_HZ), RATE_HZ // rate_hz)
 
     def _colour(self) -> Iterator[Packet]:
-        profile, camera, names = self.profile, self._camera, (self.spec.seed, self.person.name)
+        profile, camera, names = self.profile, self.camera, (self.spec.seed, self.person.name)
         samples = self._samples(profile.frame_rate_hz)
         lost = generator(*names, "rgb", "lost").random(len(samples)) < _FRAMES_LOST
         samples = samples[~lost]
-        stamps = stamp(self.movement.times_s[samples], self._source.clocks, 0.3, 45.0, *names, "rgb")
+        stamps = stamp(
+            self.movement.times_s[samples], self._source.clocks, 0.3, 45.0, *names, "rgb"
+        )
         sensor = ColourSensor(profile.width, profile.height, profile.frame_rate_hz, *names)
         encoder = VideoEncoder(
             profile.width, profile.height, profile.frame_rate_hz, profile.gop_size
@@ -197,9 +201,7 @@ class Session:
                 intrinsics=camera.intrinsics,
                 pose=tuple(pose.reshape(-1).tolist()),
             )
-            yield Packet(
-                header=header, payload=payload, receive_time_ns=int(stamps.received[idx])
-            )
+            yield Packet(header=header, payload=payload, receive_time_ns=int(stamps.received[idx]))
 
     def _depth(self) -> Iterator[Packet]:
         camera, names = depth_camera(self.profile.depth_scale), (self.spec.seed, self.person.name)

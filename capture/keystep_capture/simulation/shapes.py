@@ -39,8 +39,14 @@ class Solid:
 
 
 def block(
-    x: float, y: float, z: float, *, at: Point = (0, 0, 0), turn: Point = (0, 0, 0),
-    colour: Colour | None = None, shine: float = 0.25,
+    x: float,
+    y: float,
+    z: float,
+    *,
+    at: Point = (0, 0, 0),
+    turn: Point = (0, 0, 0),
+    colour: Colour | None = None,
+    shine: float = 0.25,
 ) -> Solid:
     """A box of these sides."""
     mesh = trimesh.creation.box(np.array([x, y, z]) / 1000)
@@ -48,8 +54,15 @@ def block(
 
 
 def rod(
-    radius: float, length: float, *, axis: str = "y", at: Point = (0, 0, 0),
-    turn: Point = (0, 0, 0), colour: Colour | None = None, shine: float = 0.5, sections: int = 14,
+    radius: float,
+    length: float,
+    *,
+    axis: str = "y",
+    at: Point = (0, 0, 0),
+    turn: Point = (0, 0, 0),
+    colour: Colour | None = None,
+    shine: float = 0.5,
+    sections: int = 14,
 ) -> Solid:
     """A cylinder along an axis of the part."""
     mesh = trimesh.creation.cylinder(radius / 1000, length / 1000, sections=sections)
@@ -58,19 +71,35 @@ def rod(
 
 
 def cone(
-    bottom: float, top: float, length: float, *, at: Point = (0, 0, 0), turn: Point = (0, 0, 0),
-    colour: Colour | None = None, shine: float = 0.25, sections: int = 16,
+    bottom: float,
+    top: float,
+    length: float,
+    *,
+    at: Point = (0, 0, 0),
+    turn: Point = (0, 0, 0),
+    colour: Colour | None = None,
+    shine: float = 0.25,
+    sections: int = 16,
 ) -> Solid:
     """A cone cut off at the top, upright."""
-    profile = np.array([[0, -length / 2], [bottom, -length / 2], [top, length / 2], [0, length / 2]])
+    profile = np.array(
+        [[0, -length / 2], [bottom, -length / 2], [top, length / 2], [0, length / 2]]
+    )
     mesh = trimesh.creation.revolve(profile / 1000, sections=sections)
     _lay_along(mesh, "y")
     return Solid(mesh=mesh, at_mm=at, turn_deg=turn, colour=colour, shine=shine)
 
 
 def ring(
-    outer: float, inner: float, length: float, *, axis: str = "y", at: Point = (0, 0, 0),
-    turn: Point = (0, 0, 0), colour: Colour | None = None, shine: float = 0.4,
+    outer: float,
+    inner: float,
+    length: float,
+    *,
+    axis: str = "y",
+    at: Point = (0, 0, 0),
+    turn: Point = (0, 0, 0),
+    colour: Colour | None = None,
+    shine: float = 0.4,
 ) -> Solid:
     """A tube along an axis."""
     mesh = trimesh.creation.annulus(inner / 1000, outer / 1000, length / 1000, sections=16)
@@ -79,8 +108,14 @@ def ring(
 
 
 def hoop(
-    radius: float, thickness: float, *, axis: str = "y", at: Point = (0, 0, 0),
-    turn: Point = (0, 0, 0), colour: Colour | None = None, shine: float = 0.3,
+    radius: float,
+    thickness: float,
+    *,
+    axis: str = "y",
+    at: Point = (0, 0, 0),
+    turn: Point = (0, 0, 0),
+    colour: Colour | None = None,
+    shine: float = 0.3,
 ) -> Solid:
     """A torus about an axis."""
     mesh = trimesh.creation.torus(
@@ -99,8 +134,13 @@ def ball(
 
 
 def gear(
-    radius: float, teeth: int, length: float, *, at: Point = (0, 0, 0),
-    colour: Colour | None = None, shine: float = 0.5,
+    radius: float,
+    teeth: int,
+    length: float,
+    *,
+    at: Point = (0, 0, 0),
+    colour: Colour | None = None,
+    shine: float = 0.5,
 ) -> Solid:
     """A toothed wheel, axis upright."""
     angle = np.arange(4 * teeth) * (np.pi / (2 * teeth))
@@ -116,8 +156,11 @@ def _prism(outline: NDArray[np.float64], height: float) -> trimesh.Trimesh:
     n = len(outline)
     level = np.full((n, 1), height / 2)
     vertices = np.concatenate(
-        [np.hstack([outline, level]), np.hstack([outline, -level]),
-         [[0, 0, height / 2], [0, 0, -height / 2]]]
+        [
+            np.hstack([outline, level]),
+            np.hstack([outline, -level]),
+            [[0, 0, height / 2], [0, 0, -height / 2]],
+        ]
     )
     here = np.arange(n)
     after = (here + 1) % n
@@ -133,7 +176,7 @@ def _prism(outline: NDArray[np.float64], height: float) -> trimesh.Trimesh:
 
 
 def _lay_along(mesh: trimesh.Trimesh, axis: str) -> None:
-    """trimesh's solids of revolution stand along z."""
+    """Trimesh's solids of revolution stand along z."""
     turn = {"x": euler(0, 90, 0), "y": euler(-90, 0, 0), "z": np.eye(3)}[axis]
     transform = np.eye(4)
     transform[:3, :3] = turn
@@ -181,9 +224,7 @@ def _smooth_normals(
     flat = scaled / np.maximum(np.linalg.norm(scaled, axis=1, keepdims=True), 1e-15)
     owner = np.repeat(np.arange(len(faces)), 3)
     vertex = faces.reshape(-1)
-    result = np.empty((len(vertex), 3))
-    for corner, (face, point) in enumerate(zip(owner, vertex, strict=True)):
-        around = owner[vertex == point]
-        alike = around[flat[around] @ flat[face] > np.cos(np.radians(angle_deg))]
-        result[corner] = scaled[alike].sum(axis=0)
-    return result / np.maximum(np.linalg.norm(result, axis=1, keepdims=True), 1e-15)
+    bends_little = flat @ flat.T > np.cos(np.radians(angle_deg))
+    together = (vertex[:, None] == vertex) & bends_little[owner][:, owner]
+    result = together.astype(np.float64) @ scaled[owner]
+    return np.asarray(result / np.maximum(np.linalg.norm(result, axis=1, keepdims=True), 1e-15))
