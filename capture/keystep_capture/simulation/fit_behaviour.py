@@ -1,6 +1,6 @@
 """Fit how people assemble to the published MECCANO labels; the labels stay where they are.
 
-    python -m keystep_capture.simulation.fit_behaviour FOLDER --out behaviour.json
+    python -m keystep_capture.simulation.fit_behaviour FOLDER --picture fitted.png
 
 FOLDER holds {train,val,test}/<recording>/PSR_labels_raw.csv. Only the fitted numbers are shipped.
 What the labels cannot tell (idle time, handedness, which wrong part) is set in `people.py`.
@@ -49,7 +49,7 @@ def fit(recordings: list[Recording]) -> dict[str, object]:
     """Fit gaps between completions, mistakes, removals and orders."""
     pace = np.array([np.median(gaps_s(r)) for r in recordings])
     relative = np.log(np.concatenate([gaps_s(r) / np.median(gaps_s(r)) for r in recordings]))
-    counts = {name: sum(c[name] for c in map(_counts, recordings)) for name in _COUNTED}
+    counts = counted(recordings)
     distance = mean_order_distance([first_installs(r) for r in recordings])
     return {
         "source": "MECCANO PSR labels (IndustReal / STORM-PSR), 20 recordings, 12 frames a second",
@@ -77,8 +77,12 @@ def gaps_s(recording: Recording) -> NDArray[np.float64]:
 _COUNTED = ("installs", "mistakes", "corrected", "removals")
 
 
+def counted(recordings: list[Recording]) -> dict[str, int]:
+    """Correct installs, mistakes, mistakes put right later, removals of correct parts."""
+    return {name: sum(c[name] for c in map(_counts, recordings)) for name in _COUNTED}
+
+
 def _counts(recording: Recording) -> dict[str, int]:
-    """Count correct installs, mistakes, those put right later, and removals of correct parts."""
     counts = dict.fromkeys(_COUNTED, 0)
     for component in recording.states.T:
         for idx, (before, after) in enumerate(pairwise(component)):
@@ -124,10 +128,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "data/behaviour.json")
+    parser.add_argument("--picture", type=Path, help="Fitted against simulated, as PNG.")
     options = parser.parse_args()
-    fitted = fit(read_recordings(options.folder))
+    recordings = read_recordings(options.folder)
+    fitted = fit(recordings)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(fitted, indent=1) + "\n", encoding="utf-8")
+    if options.picture is not None:
+        from keystep_capture.simulation.behaviour_picture import draw
+
+        draw(recordings, options.picture)
 
 
 if __name__ == "__main__":

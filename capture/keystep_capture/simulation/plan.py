@@ -177,7 +177,8 @@ def _mistake(task: Task, idx: int, which: float, away: set[int]) -> Wish:
 def _timed(
     wishes: list[Wish], task: Task, person: Person, rng: np.random.Generator, usual_s: float
 ) -> Plan:
-    gaps = _gaps_s(len(wishes), rng) * (usual_s / len(task.components)) * person.pace
+    usual_gap_s = usual_s / len(task.components) * person.pace
+    gaps = (_gaps_s(len(wishes), rng) * usual_gap_s).tolist()
     now, last_change = float(rng.uniform(1.0, 2.5)), 0.0
     actions = []
     for wish, gap in zip(wishes, gaps, strict=True):
@@ -210,7 +211,7 @@ def _timed_action(
     driver = 0.0 if removing else driver
     least = search + reach + _GRASP_S + fit + (0.0 if removing else carry) + driver
     spare = max(wanted_s - start_s - least, 0.0)
-    pause_share, fit_share = rng.dirichlet((2.0, 3.0))
+    pause_share, fit_share = rng.dirichlet((2.0, 3.0)).tolist()
     inspects = bool(spare > 4.0 and rng.random() < 0.5)
     search += spare * (person.idle_share + (1 - person.idle_share) * pause_share)
     fit += spare * (1 - person.idle_share) * fit_share
