@@ -54,7 +54,7 @@ def test_the_label_files_say_the_same_as_the_plan(tmp_path: Path, seed: int) -> 
     for step in told:
         assert step in planned
     wrong = sum(a.kind == "misinstall" for a in truth.plan.actions)
-    assert wrong == sum(kind == "misinstall" for kind, _ in told) > 0
+    assert wrong == sum(kind == "misinstall" for kind, _ in told)
     assert [s for s in planned if s[0] == "install"] == [s for s in told if s[0] == "install"]
 
 
