@@ -47,6 +47,17 @@ SAMPLES: dict[str, Sample] = {
             frame_rate_hz=30000 / 1001,
             video_path=_DATA / "pour_coffee.mp4",
         ),
+        *(
+            Sample(
+                name=f"simulated-{who}",
+                title=f"Simulated: {what} assembles a toy cart, with gaze and head pose",
+                frame_rate_hz=10.0,
+                video_path=_DATA / f"simulated_{who}.mp4",
+                sensors_path=_DATA / f"simulated_{who}_sensors.csv.gz",
+                camera_path=_DATA / f"simulated_{who}_camera.json",
+            )
+            for who, what in (("expert", "an expert"), ("novice", "a novice who errs"))
+        ),
     )
 }
 
