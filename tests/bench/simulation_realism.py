@@ -21,17 +21,15 @@ from pathlib import Path
 import av
 import numpy as np
 from numpy.typing import NDArray
-from scipy.signal import welch
 from sklearn.metrics import balanced_accuracy_score
 
 from keystep_capture.recording import Recording
 from keystep_capture.simulation.fit_tracks import (
-    COMPARED_HZ,
-    Track,
+    BANDS_HZ,
+    band_shares,
     percentiles,
     read_tracks,
     simulate_tracks,
-    speeds,
 )
 from keystep_capture.simulation.looking import track_model
 from keystep_capture.simulation.tasks import find_task
@@ -52,7 +50,6 @@ from keystep_models.measures.step_baselines import (
 from keystep_models.onnx_model import OnnxModel
 
 RATE_HZ = 2.0
-BANDS_HZ = ((0.1, 0.5), (0.5, 1.0), (1.0, 2.0), (2.0, 5.0))
 # As read from the real pictures, seconds; what lies between is transition.
 REAL_STEPS = {
     "egocentric_bike_repair.mp4": (
@@ -181,19 +178,6 @@ def elapsed_share(watched: Watched) -> NDArray[np.float32]:
     return np.linspace(0, 1, len(watched.labels), dtype=np.float32)
 
 
-def spectra(tracks: list[Track]) -> dict[str, list[float]]:
-    """Share of the power of each speed in each band, averaged over tracks."""
-    found: dict[str, list[list[float]]] = {}
-    for track in tracks:
-        for name, values in speeds(track).items():
-            if name == "gaze_spread_deg":
-                continue
-            hertz, power = welch(values, COMPARED_HZ, nperseg=min(128, len(values)))
-            inside = [power[(hertz >= low) & (hertz < high)].sum() for low, high in BANDS_HZ]
-            found.setdefault(name, []).append([value / sum(inside) for value in inside])
-    return {name: np.mean(rows, axis=0).round(3).tolist() for name, rows in found.items()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("dataset", type=Path)
@@ -217,8 +201,8 @@ def main() -> None:
         report["speeds"] = {"real": percentiles(tracks), "simulated": percentiles(copies)}
         report["power_in_bands"] = {
             "bands_hz": BANDS_HZ,
-            "real": spectra(tracks),
-            "simulated": spectra(copies),
+            "real": band_shares(tracks),
+            "simulated": band_shares(copies),
         }
     print(json.dumps(report, indent=1))
 

@@ -78,7 +78,8 @@ def draw(real: list[Recording], path: Path) -> None:
 
 def _relative_gaps(recordings: list[Recording]) -> NDArray[np.float64]:
     """Logarithms of gaps over their session's median."""
-    return np.log(np.concatenate([gaps_s(r) / np.median(gaps_s(r)) for r in recordings]))
+    relative = [gaps_s(r) / np.median(gaps_s(r)) for r in recordings]
+    return np.asarray(np.log(np.concatenate(relative)))
 
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 470, 40, 310

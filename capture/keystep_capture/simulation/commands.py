@@ -6,11 +6,16 @@ What it needs is imported when it runs: every `keystep` command loads this modul
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from keystep_capture.errors import ConfigError
+
+if TYPE_CHECKING:
+    from keystep_capture.simulation.generate import DatasetSpec
+
+_DATA = Path("keystep-data") / "simulated"
 
 
 def register(app: typer.Typer) -> None:
@@ -24,7 +29,6 @@ def register(app: typer.Typer) -> None:
 
 
 def generate(
-    out: Annotated[Path, typer.Option(help="Folder of the data set; generation goes on in it.")],
     task: Annotated[str, typer.Option(help="cart, gearbox or lamp.")] = "cart",
     seed: Annotated[int, typer.Option(min=0, help="Decides everything, bit for bit.")] = 1,
     people: Annotated[
@@ -44,14 +48,16 @@ def generate(
         float | None, typer.Option(min=1.0, help="Draw this much of each session only, seconds.")
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, max=64, help="Processes.")] = 1,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the data set, in which generation goes on; by default one named for"
+            " the settings below keystep-data/simulated."
+        ),
+    ] = None,
 ) -> None:
     """Generate simulated sessions with labels: rendered video, depth, gaze, head, hands."""
-    try:
-        import trimesh  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"simulation needs {error.name}: install keystep with the extra [simulate]"
-        ) from error
+    _check_installed()
     from rich.console import Console
     from rich.progress import Progress
 
@@ -76,6 +82,31 @@ def generate(
             if done >= total:
                 bars.advance(whole)
 
-        folders = run(spec, out, jobs=jobs, progress=told)
+        folder = out or _DATA / _name_of(spec)
+        folders = run(spec, folder, jobs=jobs, progress=told)
         bars.update(whole, completed=people)
-    typer.echo(f"{len(folders)} simulated sessions in {out}")
+    typer.echo(f"{len(folders)} simulated sessions in {folder}")
+
+
+def _name_of(spec: DatasetSpec) -> str:
+    """A folder's name for the settings, so that the same ones find what is there already."""
+    one = spec.session
+    name = f"{one.task}-{one.seed}-{one.profile}-o{one.occlusion_rate:g}-m{one.mistake_scale:g}"
+    name += f"-from{one.person}" if one.person else ""
+    return name + (f"-{spec.limit_s:g}s" if spec.limit_s is not None else "")
+
+
+def _check_installed() -> None:
+    try:
+        import cv2
+        import scipy  # noqa: F401
+        import trimesh  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"simulation needs {error.name}: install keystep with the extra [simulate]"
+        ) from error
+    if not hasattr(cv2, "triangleRasterize"):
+        raise ConfigError(
+            f"simulation needs OpenCV 5's rasteriser, this is {cv2.__version__}: install keystep"
+            " with the extra [simulate]"
+        )

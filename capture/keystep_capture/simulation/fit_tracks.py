@@ -4,8 +4,8 @@
 
 FOLDER holds `industreal_*_sensors.csv` (10 Hz: gaze in pixels of a 1280x720 picture, head poses)
 and `*head_pose.txt.gz` (HoloAssist, 30 Hz). The fitted numbers are shipped, the tracks are not.
-What is matched: percentiles of speeds at 10 Hz, of the head's turning and moving and of the gaze
-in the head. Simulated speeds are taken from whole simulated sessions.
+What is matched: percentiles and spectra of speeds at 10 Hz, of the head's turning and moving and of
+the gaze in the head. Simulated speeds are taken from whole simulated sessions.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 import numpy as np
+from scipy.signal import welch
 
 from keystep_capture.simulation.geometry import Array, normalised, rotation_vectors
 from keystep_capture.simulation.layout import Layout, make_layout
@@ -33,6 +34,7 @@ from keystep_capture.simulation.tasks import find_task
 
 PERCENT = (10, 25, 50, 75, 90, 98)
 COMPARED_HZ = 10
+BANDS_HZ = ((0.1, 0.5), (0.5, 1.0), (1.0, 2.0), (2.0, 5.0))
 _FOCAL_PX = 640 / np.tan(np.radians(64.7 / 2))
 
 
@@ -119,23 +121,54 @@ def simulate_tracks(model: TrackModel) -> list[Track]:
     return [simulated_track(look(*session, model)) for session in _sessions()]
 
 
-def mismatch(real: dict[str, list[float]], simulated: dict[str, list[float]]) -> float:
-    """Mean squared difference of the percentiles' logarithms."""
-    differences = [np.log(np.array(simulated[name]) / np.array(real[name])) for name in real]
-    return float(np.mean(np.square(differences)))
+def band_shares(tracks: list[Track]) -> dict[str, list[float]]:
+    """Share of the power of each speed in each of `BANDS_HZ`, averaged over the tracks."""
+    found: dict[str, list[list[float]]] = {}
+    for track in tracks:
+        for name, values in speeds(track).items():
+            if name == "gaze_spread_deg":
+                continue
+            hertz, power = welch(values, COMPARED_HZ, nperseg=min(128, len(values)))
+            inside = [power[(hertz >= low) & (hertz < high)].sum() for low, high in BANDS_HZ]
+            found.setdefault(name, []).append([value / sum(inside) for value in inside])
+    return {name: np.mean(rows, axis=0).round(3).tolist() for name, rows in found.items()}
+
+
+Described: TypeAlias = tuple[dict[str, list[float]], dict[str, list[float]]]
+
+
+def described(tracks: list[Track]) -> Described:
+    """All that is compared: percentiles and shares of power."""
+    return percentiles(tracks), band_shares(tracks)
+
+
+def mismatch(real: Described, simulated: Described) -> float:
+    """Mean squared difference of the logarithms, of percentiles and of shares alike."""
+    differences = [
+        np.log(np.array(copied[name]) / np.array(values[name]))
+        for values, copied in zip(real, simulated, strict=True)
+        for name in values
+    ]
+    return float(np.mean(np.square(np.concatenate(differences))))
 
 
 _FITTED = (
     "follow", "lag_s", "sway_deg", "sway_s", "shake_deg", "drift_m", "drift_s", "lean",
-    "fixation_log_s", "fixation_deg", "tremor_deg", "wander_deg",
+    "fixation_log_s", "fixation_log_sigma", "fixation_deg", "tremor_deg", "wander_deg",
 )  # fmt: skip
-_BOUNDS = {"follow": (0.3, 0.9), "lean": (0.05, 0.3), "lag_s": (0.08, 0.35)}
+_BOUNDS = {
+    "follow": (0.3, 0.9),
+    "lean": (0.05, 0.4),
+    "lag_s": (0.08, 0.6),
+    "drift_m": (0.005, 0.05),
+    "fixation_log_sigma": (0.3, 0.9),
+}
 
 
-def fit(real: dict[str, list[float]], start: TrackModel, rounds: int) -> tuple[TrackModel, float]:
+def fit(real: Described, start: TrackModel, rounds: int) -> tuple[TrackModel, float]:
     """Search one number at a time, in smaller and smaller steps, from a seed."""
     rng = generator(0, "fit tracks")
-    best, error = start, mismatch(real, percentiles(simulate_tracks(start)))
+    best, error = start, mismatch(real, described(simulate_tracks(start)))
     for number in range(rounds):
         factor = float(np.exp(rng.normal(0.0, 0.35 * 0.985**number)))
         name = _FITTED[number % len(_FITTED)]
@@ -143,7 +176,7 @@ def fit(real: dict[str, list[float]], start: TrackModel, rounds: int) -> tuple[T
         value = getattr(best, name)
         moved = value + np.log(factor) if name == "fixation_log_s" else value * factor
         tried = msgspec.structs.replace(best, **{name: float(np.clip(moved, low, high))})
-        found = mismatch(real, percentiles(simulate_tracks(tried)))
+        found = mismatch(real, described(simulate_tracks(tried)))
         if found < error:
             best, error = tried, found
     return best, error
@@ -156,16 +189,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "data/tracks.json")
     parser.add_argument("--rounds", type=int, default=120)
     options = parser.parse_args()
-    real = percentiles(read_tracks(options.folder))
+    real = described(read_tracks(options.folder))
     start = msgspec.convert(json.loads(options.out.read_text("utf-8"))["model"], TrackModel)
     model, error = fit(real, start, options.rounds)
-    simulated = percentiles(simulate_tracks(model))
+    simulated = described(simulate_tracks(model))
     document: dict[str, Any] = {
         "source": "IndustReal 03_assy_0_1, 03_assy_1_3 (10 Hz), HoloAssist R007 (30 Hz, thinned)",
         "model": {k: round(v, 5) for k, v in msgspec.structs.asdict(model).items()},
         "percent": list(PERCENT),
-        "real": real,
-        "simulated": simulated,
+        "real": real[0],
+        "simulated": simulated[0],
+        "bands_hz": BANDS_HZ,
+        "real_power": real[1],
+        "simulated_power": simulated[1],
         "mean_squared_log_difference": round(error, 4),
     }
     options.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

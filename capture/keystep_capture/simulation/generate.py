@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -112,24 +112,19 @@ def _in_parallel(
     missing: dict[Path, SessionSpec], limit_s: float | None, jobs: int, progress: Progress | None
 ) -> None:
     """One process a session; spawned, since forked ones inherit the libraries' threads."""
-    context = get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        running: dict[Future[None], Path] = {
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        running = {
             pool.submit(generate_session, spec, path, limit_s=limit_s): path
             for path, spec in missing.items()
         }
-        while running:
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                path = running.pop(future)
-                try:
-                    future.result()
-                except BaseException:
-                    for other in running:
-                        other.cancel()
-                    raise
+        try:
+            for future in as_completed(running):
+                future.result()
                 if progress is not None:
-                    progress(path.name, 1, 1)
+                    progress(running[future].name, 1, 1)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _prepare(spec: DatasetSpec, folder: Path) -> None:
@@ -140,7 +135,7 @@ def _prepare(spec: DatasetSpec, folder: Path) -> None:
     about.pop("people")  # more people may be added
     path = folder / "dataset.json"
     if path.exists():
-        if json.loads(path.read_text(encoding="utf-8")) != about:
+        if path.read_text(encoding="utf-8") != _as_json(about):
             raise ConfigError(
                 f"{folder} holds a data set of other settings (see {path}); choose another --out"
             )
@@ -154,4 +149,8 @@ def _prepare(spec: DatasetSpec, folder: Path) -> None:
 
 
 def _write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    path.write_text(_as_json(content), encoding="utf-8")
+
+
+def _as_json(content: object) -> str:
+    return json.dumps(content, indent=1) + "\n"

@@ -14,6 +14,7 @@ from importlib import resources
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 from scipy.signal import lfilter
 
 from keystep_capture.simulation.geometry import Array, frames_of, normalised, rotations_of
@@ -125,6 +126,7 @@ def _glances(
 ) -> Iterator[_Glance]:
     """One for each fixation; what comes later in time overrides what began before."""
     tray = [*layout.parts, *layout.decoys]
+    seen = 0
     yield _Glance(0.0, _at_thing(movement, 0))
     for action in plan.actions:
         leaves_s = max(action.reach_s - HEAD_LEAD_S, action.start_s + 0.05)
@@ -133,14 +135,22 @@ def _glances(
             choice = rng.random()
             if action.inspects and choice < 0.7:
                 yield _Glance(now, _at_assembly(movement, rng.normal(0, (0.04, 0.015, 0.03))))
-            elif choice < 0.70:
-                yield _Glance(now, _at_thing(movement, int(rng.integers(len(tray)))))
-            elif choice < 0.88:
+            elif choice < 0.78:
+                seen = _nearer(layout, rng.integers(len(tray), size=3), seen)
+                yield _Glance(now, _at_thing(movement, seen))
+            elif choice < 0.90:
                 yield _Glance(now, _at_assembly(movement, rng.normal(0, (0.04, 0.015, 0.03))))
             else:
                 yield _Glance(now, _at_point(layout.sheet_m + rng.normal(0, (0.04, 0, 0.04))))
             now += _fixation_s(rng, model)
         yield from _glances_of_action(action, leaves_s, movement, rng, model)
+
+
+def _nearer(layout: Layout, choices: NDArray[np.int64], seen: int) -> int:
+    """Of some things in the tray the one nearest to what was looked at last: eyes search nearby."""
+    spots = np.stack([thing.rest[:3, 3] for thing in (*layout.parts, *layout.decoys)])
+    away = np.linalg.norm(spots[choices] - spots[seen], axis=1)
+    return int(choices[np.argmin(np.where(choices == seen, np.inf, away))])
 
 
 def _glances_of_action(
