@@ -5,6 +5,7 @@ from keystep_capture.errors import ShapeError
 from keystep_models.measures.step_baselines import (
     BACKGROUND,
     LinearProbe,
+    averaged,
     distance_ratio,
     elapsed_labels,
     frame_scores,
@@ -44,3 +45,11 @@ def test_scores_leave_the_background_out_where_they_say_so() -> None:
     assert scores.f1 == pytest.approx((2 * 2 / (4 + 2) + 2 * 1 / (1 + 2)) / 2)
     with pytest.raises(ShapeError):
         frame_scores(truth, found[:3])
+
+
+def test_averaging_looks_as_far_back_as_ahead() -> None:
+    features = np.arange(12, dtype=np.float32).reshape(6, 2) ** 2
+    found = averaged(features, 1)
+    np.testing.assert_allclose(found[2], features[1:4].mean(axis=0))
+    np.testing.assert_allclose(found[0], (2 * features[0] + features[1]) / 3)
+    np.testing.assert_array_equal(averaged(features, 0), features)

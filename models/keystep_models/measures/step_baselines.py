@@ -74,12 +74,13 @@ def elapsed_labels(sessions: Sequence[Labels], frame_count: int, bins: int = 100
 
 
 class LinearProbe:
-    """A multinomial logistic regression on standardised features."""
+    """A multinomial logistic regression on standardised features, every label weighing the same."""
 
     def __init__(self, strength: float = 0.01, max_iterations: int = 300) -> None:
         """`strength` is the inverse of the regularisation's."""
         self._model = make_pipeline(
-            StandardScaler(), LogisticRegression(C=strength, max_iter=max_iterations)
+            StandardScaler(),
+            LogisticRegression(C=strength, max_iter=max_iterations, class_weight="balanced"),
         )
 
     def fit(self, features: Features, labels: Labels) -> LinearProbe:
@@ -100,6 +101,14 @@ class LinearProbe:
     def predict(self, features: Features) -> Labels:
         """Label frames (T, D)."""
         return np.asarray(self._model.predict(features), np.int64)
+
+
+def averaged(features: Features, reach: int) -> Features:
+    """Average each frame (T, D) with `reach` frames before and after it; ends are repeated."""
+    padded = np.pad(features, ((reach, reach), (0, 0)), mode="edge")
+    sums = np.cumsum(np.pad(padded, ((1, 0), (0, 0))), axis=0, dtype=np.float64)
+    width = 2 * reach + 1
+    return np.asarray((sums[width:] - sums[:-width]) / width, np.float32)
 
 
 def frame_scores(truth: Labels, predicted: Labels) -> FrameScores:
