@@ -124,3 +124,64 @@ def test_what_does_not_fit_is_said(change: dict[str, Any], message: str) -> None
     case = CASES[0]
     with pytest.raises(ValueError, match=message):
         loss_of(case, published(case, "sigma"), **change)
+
+
+def plain_with_gaps(projected: Any, raw: Any, times: Any, frames: Any, valid: Any) -> Any:
+    """The loss pair by pair of frames, over those that both have their cue."""
+    total = 0.0
+    for u, v in (("a", "a"), ("b", "b"), ("a", "b"), ("b", "a")):
+        costs = []
+        for video in range(len(times)):
+            near = sigma_window(times[video].double(), 9.0)
+            window = near | bootstrapped_window(raw["b"][video], near, valid["b"][video])
+            for i in valid[u][video].nonzero()[:, 0]:
+                for j in valid[v][video].nonzero()[:, 0]:
+                    gap = (times[video, i] - times[video, j]) / frames[video]
+                    distance = (projected[u][video, i] - projected[v][video, j]).norm()
+                    gamma = gap.double() ** 2 + 1
+                    pushed = gamma * (1.5 - distance).clamp_min(0.0)
+                    costs.append(distance / gamma if window[i, j] else pushed)
+        total = total + torch.stack(costs).mean()
+    return total
+
+
+def test_frames_that_lack_a_cue_are_in_no_pair_with_it() -> None:
+    torch.manual_seed(1)
+    cues = {c: torch.nn.functional.normalize(torch.randn(2, 9, 4).double(), dim=-1) for c in "ab"}
+    raw = {c: torch.randn(2, 9, 6).double() for c in "ab"}
+    times, frames = torch.arange(9).repeat(2, 1) * 4, torch.tensor([40, 60])
+    valid = {c: torch.rand(2, 9) < 0.6 for c in "ab"}
+    raw["b"][~valid["b"]] = float("nan")
+    for features in cues.values():
+        features.requires_grad_()
+    loss = bmc2_loss(
+        cues, raw, times, frames, 1.0, anchor="a", bootstrap="b", sigma_seconds=9.0, margin=1.5,
+        valid=valid,
+    )  # fmt: skip
+    expected = plain_with_gaps(cues, raw, times, frames, valid)
+    assert loss.total.item() == pytest.approx(expected.item())
+    ours = torch.autograd.grad(loss.total, list(cues.values()))
+    plain = torch.autograd.grad(expected, list(cues.values()), allow_unused=True)
+    for cue, got, wanted in zip(cues, ours, plain, strict=True):
+        torch.testing.assert_close(got, wanted)
+        assert not got[~valid[cue]].any()
+
+
+def test_a_cue_that_is_nowhere_leaves_a_finite_loss() -> None:
+    q = {c: torch.nn.functional.normalize(torch.randn(1, 5, 4), dim=-1) for c in "ab"}
+    q["b"].requires_grad_()
+    nowhere = {"b": torch.zeros(1, 5, dtype=torch.bool)}
+    loss = bmc2_loss(
+        q,
+        q,
+        torch.arange(5)[None],
+        torch.tensor([5]),
+        1.0,
+        anchor="a",
+        bootstrap="b",
+        valid=nowhere,
+    )
+    loss.total.backward()
+    assert torch.isfinite(loss.total)
+    assert loss.terms["b-b"] == 0
+    assert not q["b"].grad.any()

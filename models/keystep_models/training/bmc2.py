@@ -1,10 +1,12 @@
 """The BMC2 loss: bootstrapped multi-cue contrastive learning (STEPs, section 3.3, equations 3-6).
 
 The gradient is worked out together with the loss, video by video and in blocks of rows, so that
-no more than a few (frames x frames) arrays of one video exist at a time. Three facts save work:
+no more than a few (frames x frames) arrays of one video exist at a time. What saves work:
 
 - the distances of the pairs (u, v) and (v, u) are each other's transpose, as are their gradients;
-- with symmetrised weights the gradient of (u, u) needs one product instead of two;
+- a cue's pairs with itself are symmetric once their costs are: half of them are enough;
+- unit vectors are never farther apart than the published margin, so a pair costs a constant plus
+  its signed cost times its distance; blocks where that is not so are corrected;
 - the window depends on raw features only and is shared by all pairs.
 """
 
@@ -12,17 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
+from keystep_models.steps.settings import WindowKind
 from keystep_models.training.bmc2_window import Window, bootstrapped_window, sigma_window
 
-WindowKind: TypeAlias = Literal["sigma", "sampled", "union_negatives", "union"]
 PairWeights: TypeAlias = Mapping[tuple[str, str], float]
 
-_ROWS = 256
+_ROWS = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +56,7 @@ def bmc2_loss(
     margin: float = 2.0,
     window: WindowKind = "union",
     pair_weights: PairWeights | None = None,
+    valid: Mapping[str, Tensor] | None = None,
 ) -> Bmc2Loss:
     """The BMC2 loss of a batch of videos.
 
@@ -72,6 +75,9 @@ def bmc2_loss(
             for the positives (table 10).
         pair_weights: (cue, cue) to lambda; by default 1 for each cue with itself and for the
             anchor with each other cue, in both directions.
+        valid: Cue to bool [B, N], false where a video lacks the cue: those frames are in no pair
+            with it, and widen no window if it is a bootstrap cue. A cue that is not named is
+            there everywhere.
 
     Raises:
         ValueError: Shapes, cues or options do not fit together.
@@ -79,8 +85,13 @@ def bmc2_loss(
     weights = _default_weights(projected, anchor) if pair_weights is None else dict(pair_weights)
     bootstrap_cues = (bootstrap,) if isinstance(bootstrap, str) else tuple(bootstrap)
     _check(projected, raw, timestamps, num_frames, anchor, bootstrap_cues, window, weights)
-    windows = _windows(raw, timestamps, fps, bootstrap_cues, sigma_seconds, window)
+    there = {} if valid is None else dict(valid)
+    _check_valid(there, timestamps)
+    windows = _windows(raw, timestamps, fps, bootstrap_cues, sigma_seconds, window, there)
     cues = tuple(projected)
+    places = [
+        {cue: _places(there.get(cue), video) for cue in cues} for video in range(len(timestamps))
+    ]
     with_gradient = torch.is_grad_enabled() and any(q.requires_grad for q in projected.values())
     job = _Job(
         cues=cues,
@@ -89,6 +100,8 @@ def bmc2_loss(
         position=timestamps.double() / num_frames.double()[:, None],
         margin=margin,
         with_gradient=with_gradient,
+        places=places,
+        pair_counts={pair: _pair_count(pair, places, timestamps.shape[1]) for pair in weights},
     )
     total, terms = _Bmc2.apply(job, *(projected[cue] for cue in cues))
     names = [f"{u}-{v}" for u, v in weights]
@@ -143,6 +156,32 @@ def _check(
             )
 
 
+def _check_valid(valid: Mapping[str, Tensor], timestamps: Tensor) -> None:
+    for cue, there in valid.items():
+        if there.shape != timestamps.shape or there.dtype != torch.bool:
+            raise ValueError(
+                f"valid of {cue!r} has shape {tuple(there.shape)} and type {there.dtype}, "
+                f"expected bool {tuple(timestamps.shape)}"
+            )
+
+
+def _places(valid: Tensor | None, video: int) -> Tensor | None:
+    """Indices of the frames that have a cue; None where all do."""
+    if valid is None or bool(valid[video].all()):
+        return None
+    return valid[video].nonzero()[:, 0]
+
+
+def _pair_count(
+    pair: tuple[str, str], places: Sequence[Mapping[str, Tensor | None]], count: int
+) -> int:
+    total = 0
+    for of_video in places:
+        sizes = [count if of_video[cue] is None else len(of_video[cue]) for cue in pair]
+        total += sizes[0] * sizes[1]
+    return max(total, 1)
+
+
 def _windows(
     raw: Mapping[str, Tensor],
     timestamps: Tensor,
@@ -150,6 +189,7 @@ def _windows(
     bootstrap: tuple[str, ...],
     sigma_seconds: float,
     kind: WindowKind,
+    valid: Mapping[str, Tensor],
 ) -> list[Window]:
     """One video's window after the other: its distances are dropped before the next one's."""
     rates = torch.as_tensor(fps, dtype=torch.float64).expand(timestamps.shape[0])
@@ -161,7 +201,10 @@ def _windows(
             continue
         features = [raw[cue][video].detach() for cue in bootstrap]
         joined = features[0] if len(features) == 1 else torch.cat(features, dim=-1)
-        sampled = bootstrapped_window(joined, near)
+        known = [valid[cue][video] for cue in bootstrap if cue in valid]
+        sampled = bootstrapped_window(
+            joined, near, torch.stack(known).all(dim=0) if known else None
+        )
         both = sampled if kind == "sampled" else near | sampled
         windows.append(
             Window(positives=near if kind == "union_negatives" else both, negatives=both)
@@ -171,7 +214,12 @@ def _windows(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Job:
-    """What the loss needs beside the features."""
+    """What the loss needs beside the features.
+
+    Attributes:
+        places: For each video and cue: indices of the frames that have it; None: all.
+        pair_counts: Pairs of frames that both have their cue, in the whole batch; at least 1.
+    """
 
     cues: tuple[str, ...]
     weights: dict[tuple[str, str], float]
@@ -179,6 +227,8 @@ class _Job:
     position: Tensor
     margin: float
     with_gradient: bool
+    places: list[dict[str, Tensor | None]]
+    pair_counts: dict[tuple[str, str], int]
 
 
 class _Bmc2(torch.autograd.Function):
@@ -189,29 +239,32 @@ class _Bmc2(torch.autograd.Function):
         features = dict(zip(job.cues, projected, strict=True))
         grads = {cue: torch.zeros_like(q) for cue, q in features.items() if job.with_gradient}
         sums = dict.fromkeys(job.weights, 0.0)
-        batch, count = job.position.shape
-        scale = 1.0 / (batch * count * count)
-        for video in range(batch):
+        shares = {pair: weight / job.pair_counts[pair] for pair, weight in job.weights.items()}
+        for video, places in enumerate(job.places):
             costs = _Costs.of(job.windows[video], job.position[video], projected[0].dtype)
-            own = {cue: q[video].detach() for cue, q in features.items()}
-            into = {cue: grad[video] for cue, grad in grads.items()}
+            own = {cue: _Side.of(q[video].detach(), places[cue]) for cue, q in features.items()}
             for u, v in _unordered(job.weights):
-                forth, back = job.weights.get((u, v), 0.0), job.weights.get((v, u), 0.0)
+                if not (len(own[u].left) and len(own[v].left)):
+                    continue
+                part = costs.at(places[u], places[v])
+                forth, back = shares[u, v], shares.get((v, u), 0.0)
                 if u == v:
-                    sums[u, u] += _same_cue(costs, own[u], job.margin, forth * scale, into.get(u))
+                    sums[u, u] += _same_cue(part, own[u], job.margin, forth, job.with_gradient)
                     continue
                 sum_uv, sum_vu = _two_cues(
-                    costs, own[u], own[v], job.margin, (forth * scale, back * scale),
-                    (into[u], into[v]) if into else None,
-                )  # fmt: skip
-                for pair, value in (((u, v), sum_uv), ((v, u), sum_vu)):
-                    if pair in sums:
-                        sums[pair] += value
-        terms = projected[0].new_tensor([value * scale for value in sums.values()])
-        total = sum(value * scale * job.weights[pair] for pair, value in sums.items())
+                    part, own[u], own[v], job.margin, (forth, back), job.with_gradient
+                )
+                sums[u, v] += sum_uv
+                if (v, u) in sums:
+                    sums[v, u] += sum_vu
+            for cue, grad in grads.items():
+                own[cue].add_gradient(grad[video])
+        total = sum(sums[pair] * share for pair, share in shares.items())
+        terms = [value / job.pair_counts[pair] for pair, value in sums.items()]
         ctx.save_for_backward(*grads.values())
-        ctx.mark_non_differentiable(terms)
-        return projected[0].new_tensor(total), terms
+        values = projected[0].new_tensor(terms)
+        ctx.mark_non_differentiable(values)
+        return projected[0].new_tensor(total), values
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -232,93 +285,192 @@ class _Costs:
     """What a unit of distance costs for every pair of frames of one video, float [N, N].
 
     Attributes:
-        pull: W / gamma, of the distance.
-        push: (1 - W) gamma, of what the distance lacks to the margin.
-        pull_sum, push_sum: The same plus their transposes.
+        signed: W / gamma where a pair is pulled together, -(1 - W) gamma where it is pushed
+            apart: no pair is both, since the positives' window lies within the negatives'.
+        both: `signed` plus its transpose.
+        push_sum: Sum of (1 - W) gamma.
+        mirrored_push_sum: The same of the mirrored pairs; another where rows and columns are.
     """
 
-    pull: Tensor
-    push: Tensor
-    pull_sum: Tensor
-    push_sum: Tensor
+    signed: Tensor
+    both: Tensor
+    push_sum: float
+    mirrored_push_sum: float
 
     @classmethod
     def of(cls, window: Window, position: Tensor, dtype: torch.dtype) -> _Costs:
         """From one video's window and normalised times [N]."""
         place = position.to(dtype)
         gamma = (place[:, None] - place[None, :]).square_().add_(1.0)
-        push = gamma.masked_fill(window.negatives, 0.0)
-        pull = gamma.reciprocal_().mul_(window.positives)
-        return cls(pull=pull, push=push, pull_sum=pull + pull.T, push_sum=push + push.T)
+        signed = torch.addcmul(gamma, gamma, window.negatives.to(dtype), value=-1.0).neg_()
+        push_sum = _push_sum(signed)
+        signed.add_(gamma.reciprocal_().mul_(window.positives.to(dtype)))
+        return cls(
+            signed=signed,
+            both=gamma.copy_(signed.T).add_(signed),  # a third of the time of signed + signed.T
+            push_sum=push_sum,
+            mirrored_push_sum=push_sum,
+        )
+
+    def at(self, rows: Tensor | None, columns: Tensor | None) -> _Costs:
+        """Those of some frames only."""
+        if rows is None and columns is None:
+            return self
+        every = torch.arange(len(self.signed), device=self.signed.device)
+        i = (every if rows is None else rows)[:, None]
+        j = (every if columns is None else columns)[None, :]
+        signed, both = self.signed[i, j], self.both[i, j]
+        return _Costs(
+            signed=signed,
+            both=both,
+            push_sum=_push_sum(signed),
+            mirrored_push_sum=_push_sum(both - signed),
+        )
 
 
-def _extended(q: Tensor) -> tuple[Tensor, Tensor]:
-    """Left and right factors [N, D + 2] whose product is the squared distance of each pair."""
-    square = q.square().sum(-1, keepdim=True)
-    ones = torch.ones_like(square)
-    return torch.cat([q, square, ones], -1), torch.cat([q * -2.0, ones, square], -1).T
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Side:
+    """One cue's features of one video, with what their gradient is made of.
+
+    Attributes:
+        places: Where the features lie in the video; None: everywhere.
+        left, right: Factors [M, D + 2] whose product is the squared distance of each pair.
+        extended: The features with a column of ones, [M, D + 1].
+        pulls: Sum over partners of force over distance times their `extended`, [M, D + 1].
+    """
+
+    places: Tensor | None
+    left: Tensor
+    right: Tensor
+    extended: Tensor
+    pulls: Tensor
+
+    @classmethod
+    def of(cls, q: Tensor, places: Tensor | None) -> _Side:
+        """Of one cue's features [N, D]."""
+        if places is not None:
+            q = q[places]
+        square = q.square().sum(-1, keepdim=True)
+        ones = torch.ones_like(square)
+        extended = torch.cat([q, ones], -1)
+        return cls(
+            places=places,
+            left=torch.cat([q, square, ones], -1),
+            right=torch.cat([q * -2.0, ones, square], -1),
+            extended=extended,
+            pulls=torch.zeros_like(extended),
+        )
+
+    def add_gradient(self, grad: Tensor) -> None:
+        """Add to the gradient of the cue's features [N, D]."""
+        own = self.pulls[:, -1:] * self.extended[:, :-1] - self.pulls[:, :-1]
+        if self.places is None:
+            grad += own
+        else:
+            grad[self.places] += own
 
 
-def _same_cue(costs: _Costs, q: Tensor, margin: float, weight: float, grad: Tensor | None) -> float:
-    """Sum over pairs of one cue with itself; adds its gradient times `weight` to `grad`."""
-    left, right = _extended(q)
+def _same_cue(
+    costs: _Costs, side: _Side, margin: float, share: float, with_gradient: bool
+) -> float:
+    """Sum over pairs of one cue with itself; `share` of its gradient goes into the side.
+
+    Everything is symmetric: of the blocks beside the diagonal only those above it are made.
+    """
     total = 0.0
-    for start in range(0, len(q), _ROWS):
-        rows = slice(start, start + _ROWS)
-        distance = (left[rows] @ right).clamp_min_(0.0).sqrt_()
-        distance.diagonal(start).zero_()
-        lack = (margin - distance).clamp_min_(0.0)
-        pull, push = costs.pull_sum[rows], costs.push_sum[rows]
-        total += 0.5 * (_dot(pull, distance) + _dot(push, lack))
-        if grad is not None:
-            force = _force(pull, push, distance, lack)
-            reach = force.sum(-1, keepdim=True)
-            grad[rows] += weight * (reach * q[rows] - force @ q)
-    return total
+    for start in range(0, len(side.left), _ROWS):
+        rows, columns = slice(start, start + _ROWS), slice(start, None)
+        square = side.left[rows] @ side.right[columns].T
+        square.diagonal().zero_()
+        inverse, beyond = _inverse_distances(square, margin)
+        force = costs.both[rows, columns] * inverse
+        own = slice(0, len(force))
+        total += _dot(force, square) - 0.5 * _dot(force[:, own], square[:, own])
+        if beyond is not None:
+            signed = costs.signed[rows, columns], costs.signed[columns, rows].T
+            lost = sum(_lost_beyond(each, square, inverse, margin, beyond) for each in signed)
+            half = sum(
+                _lost_beyond(each[:, own], square[:, own], inverse[:, own], margin, beyond[:, own])
+                for each in signed
+            )
+            total += lost - 0.5 * half
+            pulled = signed[0].clamp_min(0.0) + signed[1].clamp_min(0.0)
+            force = torch.where(beyond, pulled * inverse, force)
+        if with_gradient:
+            _pull(side.pulls[rows], force, side.extended[columns], share)
+            after = slice(start + len(force), None)
+            _pull(side.pulls[after], force[:, len(force) :].T, side.extended[rows], share)
+    return total + margin * costs.push_sum
 
 
 def _two_cues(
     costs: _Costs,
-    q_u: Tensor,
-    q_v: Tensor,
+    u: _Side,
+    v: _Side,
     margin: float,
-    weights: tuple[float, float],
-    grads: tuple[Tensor, Tensor] | None,
+    shares: tuple[float, float],
+    with_gradient: bool,
 ) -> tuple[float, float]:
-    """Sums over pairs (u, v) and (v, u); adds their gradients times `weights` to `grads`."""
-    left, right = _extended(q_u)[0], _extended(q_v)[1]
-    forth, back = weights
-    sum_uv = sum_vu = 0.0
-    for start in range(0, len(q_u), _ROWS):
+    """Sums over pairs (u, v) and (v, u); `shares` of their gradients go into both sides."""
+    forth, back = shares
+    sum_uv = sum_both = 0.0
+    for start in range(0, len(u.left), _ROWS):
         rows = slice(start, start + _ROWS)
-        distance = (left[rows] @ right).clamp_min_(0.0).sqrt_()
-        lack = (margin - distance).clamp_min_(0.0)
-        pull, push = costs.pull[rows], costs.push[rows]
-        pull_sum, push_sum = costs.pull_sum[rows], costs.push_sum[rows]
-        both = _dot(pull_sum, distance) + _dot(push_sum, lack)
-        one = _dot(pull, distance) + _dot(push, lack)
-        sum_uv += one
-        sum_vu += both - one
-        if grads is None:
-            continue
-        if forth == back:
-            force = _force(pull_sum, push_sum, distance, lack).mul_(forth)
-        else:
-            force = _force(
-                torch.add(pull_sum * back, pull, alpha=forth - back),
-                torch.add(push_sum * back, push, alpha=forth - back),
-                distance,
-                lack,
-            )
-        grads[0][rows] += force.sum(-1, keepdim=True) * q_u[rows] - force @ q_v
-        grads[1].add_(force.sum(0)[:, None] * q_v - force.T @ q_u[rows])
-    return sum_uv, sum_vu
+        square = u.left[rows] @ v.right.T
+        inverse, beyond = _inverse_distances(square, margin)
+        signed, both = costs.signed[rows], costs.both[rows]
+        distance = square * inverse
+        sum_uv += _dot(signed, distance)
+        sum_both += _dot(both, distance)
+        force = both * back if back else torch.zeros_like(both)
+        if forth != back:
+            force.add_(signed, alpha=forth - back)
+        force.mul_(inverse)
+        if beyond is not None:
+            mirrored = both - signed
+            lost = _lost_beyond(signed, square, inverse, margin, beyond)
+            sum_uv += lost
+            sum_both += lost + _lost_beyond(mirrored, square, inverse, margin, beyond)
+            pulled = forth * signed.clamp_min(0.0) + back * mirrored.clamp_min(0.0)
+            force = torch.where(beyond, pulled * inverse, force)
+        if with_gradient:
+            _pull(u.pulls[rows], force, v.extended, 1.0)
+            _pull(v.pulls, force.T, u.extended[rows], 1.0)
+    sum_vu = sum_both - sum_uv
+    return sum_uv + margin * costs.push_sum, sum_vu + margin * costs.mirrored_push_sum
 
 
-def _force(pull: Tensor, push: Tensor, distance: Tensor, lack: Tensor) -> Tensor:
-    """Derivative of the cost by the distance, over the distance; 0 where that is 0 (as cdist)."""
-    force = torch.where(lack > 0, pull - push, pull)
-    return force.div_(distance).masked_fill_(distance == 0, 0.0)
+def _inverse_distances(square: Tensor, margin: float) -> tuple[Tensor, Tensor | None]:
+    """1 / distance, 0 where that is 0 (as cdist's gradient); and where the margin is reached.
+
+    `square` loses what rounding left below 0. Where no pair is that far, as unit vectors with
+    the published margin are not, the second is None, and pairs cost `signed` times distance.
+    """
+    least, most = (float(bound) for bound in torch.aminmax(square))
+    if least <= 0.0:
+        square.clamp_min_(0.0)
+    inverse = square.rsqrt()
+    if least <= 0.0:
+        inverse.masked_fill_(square == 0, 0.0)
+    if most < margin * margin:
+        return inverse, None
+    return inverse, square >= margin * margin
+
+
+def _lost_beyond(
+    signed: Tensor, square: Tensor, inverse: Tensor, margin: float, beyond: Tensor
+) -> float:
+    """What `signed` times distance takes off too much where the margin is reached."""
+    excess = (square * inverse - margin).mul_(beyond)
+    return -float((signed.clamp_max(0.0) * excess).sum())
+
+
+def _push_sum(signed: Tensor) -> float:
+    return -float(signed.clamp_max(0.0).sum(-1).sum(dtype=torch.float64))
+
+
+def _pull(pulls: Tensor, force: Tensor, partners: Tensor, share: float) -> None:
+    pulls.addmm_(force, partners, alpha=share)
 
 
 def _dot(a: Tensor, b: Tensor) -> float:

@@ -1,0 +1,316 @@
+"""Feature folders: one memory-mapped file per video and cue, with JSON beside it.
+
+    FOLDER/VIDEO/video.json         rate, frame count, cues and where each comes from
+    FOLDER/VIDEO/CUE.npy            float32 (T, D), NumPy's own format
+    FOLDER/VIDEO/CUE.valid.npy      bool (T,): false where the cue is missing; absent: nowhere
+    FOLDER/VIDEO/times_ns.npy       int64 (T,): device time of each frame; absent: by the rate
+    FOLDER/VIDEO/labels.npy         int64 (T,): key step of each frame, 0 background; optional
+    FOLDER/keysteps.json            names of the key steps, from 1 on; optional
+
+A video's folder is complete when its `video.json` is there, which is written last. docs/steps.md
+describes the layout for people who bring their own features. T frames, D values of a feature.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from keystep_capture.errors import DataError
+
+FORMAT_VERSION = 1
+MAX_JSON_BYTES = 1 << 20
+_NS = 1_000_000_000
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+_RESERVED = {"times_ns", "labels"}
+
+
+class _CueEntry(msgspec.Struct, frozen=True, kw_only=True):
+    size: int
+    source: dict[str, Any] = {}
+
+
+class _VideoDocument(msgspec.Struct, frozen=True, kw_only=True):
+    format_version: int
+    rate_hz: float
+    frame_count: int
+    cues: dict[str, _CueEntry]
+    notes: tuple[str, ...] = ()
+    recording: dict[str, Any] = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CueFeatures:
+    """One cue of one video.
+
+    Attributes:
+        features: float32 (T, D), perhaps memory-mapped; rows that are not valid mean nothing.
+        valid: bool (T,): whether the cue is there.
+        source: Which extractor made it, of which version, from what.
+    """
+
+    features: NDArray[np.float32]
+    valid: NDArray[np.bool_]
+    source: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Values of a feature (D)."""
+        return int(self.features.shape[1])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class VideoFeatures:
+    """One video's features.
+
+    Attributes:
+        name: Of the video, also its folder's.
+        rate_hz: Frames a second.
+        times_ns: Device time of each frame, int64 (T,), never decreasing.
+        cues: By name; a cue that the video lacks altogether is not among them.
+        labels: Key step of each frame, int64 (T,), 0 background; None where unknown.
+        notes: What a reader should know (gaps, cues left out).
+        recording: Where the video comes from.
+    """
+
+    name: str
+    rate_hz: float
+    times_ns: NDArray[np.int64]
+    cues: Mapping[str, CueFeatures]
+    labels: NDArray[np.int64] | None = None
+    notes: tuple[str, ...] = ()
+    recording: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def frame_count(self) -> int:
+        """Frames of the video (T)."""
+        return len(self.times_ns)
+
+    @property
+    def times_s(self) -> NDArray[np.float64]:
+        """Seconds since the first frame, float64 (T,)."""
+        return (self.times_ns - self.times_ns[:1]) / _NS
+
+
+def write_video(folder: Path, video: VideoFeatures) -> None:
+    """Write a video into a feature folder, replacing one of the same name.
+
+    Raises:
+        DataError: A name or an array is not as documented.
+        OSError: The disk does not take it; then there is no `video.json`.
+    """
+    target = folder / _checked_name(video.name)
+    target.mkdir(parents=True, exist_ok=True)
+    (target / "video.json").unlink(missing_ok=True)
+    count = video.frame_count
+    for name, cue in video.cues.items():
+        _check_cue(f"{video.name}/{name}", cue.features, cue.valid, count)
+        _save(target / f"{_checked_name(name)}.npy", np.asarray(cue.features, np.float32))
+        valid_path = target / f"{name}.valid.npy"
+        if cue.valid.all():
+            valid_path.unlink(missing_ok=True)
+        else:
+            _save(valid_path, cue.valid)
+    _save(target / "times_ns.npy", video.times_ns.astype(np.int64))
+    if video.labels is not None:
+        _save(target / "labels.npy", video.labels.astype(np.int64))
+    document = {
+        "format_version": FORMAT_VERSION,
+        "rate_hz": video.rate_hz,
+        "frame_count": count,
+        "cues": {
+            name: {"size": cue.size, "source": dict(cue.source)} for name, cue in video.cues.items()
+        },
+        "notes": list(video.notes),
+        "recording": dict(video.recording),
+    }
+    write_json(target / "video.json", document)
+
+
+def read_video(folder: Path) -> VideoFeatures:
+    """Open one video's folder; features stay on disk until they are used.
+
+    Raises:
+        DataError: Something is missing or not as documented; one line with the file.
+    """
+    document = _read_document(folder / "video.json")
+    count = document.frame_count
+    cues = {}
+    for name, entry in document.cues.items():
+        path = folder / f"{_checked_name(name)}.npy"
+        features = _load(path, mapped=True)
+        valid_path = folder / f"{name}.valid.npy"
+        valid = _load(valid_path) if valid_path.exists() else np.ones(count, np.bool_)
+        _check_cue(str(path), features, valid, count)
+        if features.shape[1] != entry.size:
+            raise DataError(f"{path}: {features.shape[1]} values, video.json says {entry.size}")
+        cues[name] = CueFeatures(features=features, valid=valid, source=entry.source)
+    return VideoFeatures(
+        name=folder.name,
+        rate_hz=document.rate_hz,
+        times_ns=_read_times(folder / "times_ns.npy", count, document.rate_hz),
+        cues=cues,
+        labels=_read_labels(folder / "labels.npy", count),
+        notes=document.notes,
+        recording=document.recording,
+    )
+
+
+def read_folder(folder: Path) -> list[VideoFeatures]:
+    """Open all complete videos of a feature folder, in order of their names.
+
+    Raises:
+        DataError: There is none, or one is not as documented.
+    """
+    videos = [read_video(path.parent) for path in sorted(folder.glob("*/video.json"))]
+    if not videos:
+        raise DataError(f"{folder}: expected folders with a video.json (docs/steps.md)")
+    return videos
+
+
+def read_keystep_names(folder: Path) -> list[str]:
+    """Names of the key steps, from 1 on; empty where the folder does not tell."""
+    path = folder / "keysteps.json"
+    if not path.exists():
+        return []
+    try:
+        return msgspec.json.decode(_read_bytes(path), type=list[str])
+    except msgspec.DecodeError as error:
+        raise DataError(f"{path}: expected a JSON list of names: {error}") from error
+
+
+def keystep_count(folder: Path, videos: Sequence[VideoFeatures]) -> int:
+    """Key steps of a data set: those named, or else the largest label.
+
+    Raises:
+        DataError: A video has no labels, or one that has no name.
+    """
+    names = read_keystep_names(folder)
+    largest = 0
+    for video in videos:
+        if video.labels is None:
+            raise DataError(f"{folder / video.name}: expected labels.npy, a key step per frame")
+        largest = max(largest, int(video.labels.max(initial=0)))
+    if names and largest > len(names):
+        raise DataError(f"{folder}: label {largest}, but keysteps.json names {len(names)}")
+    return len(names) or largest
+
+
+def write_json(path: Path, document: object) -> None:
+    """Write JSON at once: readers see the old file or the new one, never a part."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(
+            json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+
+
+class atomic_path:  # noqa: N801  # used like a function
+    """A temporary path beside `path` that takes its place when the block ends without an error."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> Path:
+        handle, name = tempfile.mkstemp(
+            prefix=f".{self._path.stem}-", suffix=self._path.suffix, dir=self._path.parent
+        )
+        os.close(handle)
+        self._temporary = Path(name)
+        return self._temporary
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._temporary.chmod(0o644)
+            self._temporary.replace(self._path)
+        else:
+            self._temporary.unlink(missing_ok=True)
+
+
+def _save(path: Path, array: NDArray[Any]) -> None:
+    with atomic_path(path) as temporary:
+        np.save(temporary, array, allow_pickle=False)
+
+
+def _load(path: Path, *, mapped: bool = False) -> NDArray[Any]:
+    try:
+        loaded: NDArray[Any] = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    except FileNotFoundError:
+        raise DataError(f"{path}: expected this file, there is none") from None
+    except (ValueError, EOFError) as error:
+        raise DataError(f"{path}: no array that NumPy can read: {error}") from error
+    return loaded
+
+
+def _check_cue(where: str, features: NDArray[Any], valid: NDArray[Any], count: int) -> None:
+    if features.ndim != 2 or len(features) != count or features.shape[1] < 1:
+        raise DataError(f"{where}: expected shape ({count}, D), got {features.shape}")
+    if features.dtype != np.float32:
+        raise DataError(f"{where}: expected float32, got {features.dtype}")
+    if valid.shape != (count,) or valid.dtype != np.bool_:
+        raise DataError(f"{where}: valid must be bool ({count},), got {valid.dtype} {valid.shape}")
+    for start, rows in _blocks(features):
+        broken = np.flatnonzero(valid[start : start + len(rows)] & ~np.isfinite(rows).all(axis=1))
+        if len(broken):
+            raise DataError(
+                f"{where}: frame {start + broken[0]} is not finite but not marked as missing"
+            )
+
+
+def _blocks(features: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
+    for start in range(0, len(features), 4096):
+        yield start, np.asarray(features[start : start + 4096])
+
+
+def _read_document(path: Path) -> _VideoDocument:
+    try:
+        document = msgspec.json.decode(_read_bytes(path), type=_VideoDocument)
+    except msgspec.DecodeError as error:
+        raise DataError(f"{path}: {error}") from error
+    if document.format_version != FORMAT_VERSION:
+        raise DataError(f"{path}: format_version {document.format_version}, expected 1")
+    if not document.rate_hz > 0 or document.frame_count < 1:
+        raise DataError(f"{path}: expected a rate above 0 and at least one frame")
+    return document
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise DataError(f"{path}: larger than {MAX_JSON_BYTES} bytes")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{path}: expected this file, there is none") from None
+
+
+def _read_times(path: Path, count: int, rate_hz: float) -> NDArray[np.int64]:
+    if not path.exists():
+        return np.round(np.arange(count) * (_NS / rate_hz)).astype(np.int64)
+    times = _load(path)
+    if times.shape != (count,) or times.dtype.kind != "i" or (np.diff(times) < 0).any():
+        raise DataError(f"{path}: expected {count} whole numbers that never decrease")
+    return times.astype(np.int64)
+
+
+def _read_labels(path: Path, count: int) -> NDArray[np.int64] | None:
+    if not path.exists():
+        return None
+    labels = _load(path)
+    if labels.shape != (count,) or labels.dtype.kind not in "iu" or labels.min() < 0:
+        raise DataError(f"{path}: expected {count} whole numbers, 0 or more")
+    return labels.astype(np.int64)
+
+
+def _checked_name(name: str) -> str:
+    if not _NAME.fullmatch(name) or name in _RESERVED:
+        raise DataError(f"{name!r} cannot be a file's name: letters, digits, '.', '-' and '_' only")
+    return name
