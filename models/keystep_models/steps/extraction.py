@@ -116,15 +116,43 @@ def cluster_frames(
     """
     if cluster_count < 1:
         raise ConfigError(f"cluster_count must be 1 or more, got {cluster_count}")
-    present = _checked_valid(features, valid)
-    frame_count, used = len(features), int(present.sum())
-    labels = np.full(frame_count, MISSING, np.int64)
-    distances = np.full(frame_count, np.inf)
-    margins = np.zeros(frame_count)
-    if used:
-        rows = np.asarray(features, np.float32)[present]
-        labels[present], to_centres = _kmeans(rows, min(cluster_count, used), seed)
-        distances[present], margins[present] = _own_distance_and_margin(labels[present], to_centres)
+    present = checked_valid(features, valid)
+    used = int(present.sum())
+    if not used:
+        return _with_distances(present, np.zeros(0, np.int64), np.zeros((0, 1)))
+    rows = np.asarray(features, np.float32)[present]
+    return _with_distances(present, *_kmeans(rows, min(cluster_count, used), seed))
+
+
+def frame_clusters(features: NDArray[np.float32], labels: NDArray[np.int64]) -> FrameClusters:
+    """Distances and margins of frames that any clustering has labelled.
+
+    Args:
+        features: float32 (T, D); rows whose label is -1 are not read.
+        labels: Cluster of each frame, int (T,), from 0; -1 where the features are missing.
+
+    Raises:
+        ShapeError: The arrays do not fit together.
+    """
+    if labels.shape != (len(features),):
+        raise ShapeError(f"expected labels of shape {(len(features),)}, got {labels.shape}")
+    present = labels != MISSING
+    names, own = np.unique(labels[present], return_inverse=True)
+    rows = np.asarray(features[present], np.float64)
+    centres = [rows[own == number].mean(axis=0) for number in range(len(names))]
+    to_centres = [np.linalg.norm(rows - centre, axis=1) for centre in centres]
+    table = np.stack(to_centres, axis=1) if centres else np.zeros((0, 1))
+    return _with_distances(present, own.astype(np.int64), table)
+
+
+def _with_distances(
+    present: NDArray[np.bool_], own: NDArray[np.int64], to_centres: NDArray[np.float64]
+) -> FrameClusters:
+    """From labels (N,) and distances to every centre (N, K) of the frames that are present."""
+    labels = np.full(len(present), MISSING, np.int64)
+    distances, margins = np.full(len(present), np.inf), np.zeros(len(present))
+    labels[present] = own
+    distances[present], margins[present] = _own_distance_and_margin(own, to_centres)
     return FrameClusters(
         labels=_numbered_by_appearance(labels), distances=distances, margins=margins
     )
@@ -244,9 +272,10 @@ def _describe(
     )
 
 
-def _checked_valid(
+def checked_valid(
     features: NDArray[np.float32], valid: NDArray[np.bool_] | None
 ) -> NDArray[np.bool_]:
+    """Where features are there, bool (T,); errors as for `extract_key_steps`."""
     if features.ndim != 2 or features.shape[1] < 1 or features.dtype != np.float32:
         raise ShapeError(
             f"expected features of shape (T, D), float32; got {features.shape}, {features.dtype}"
