@@ -24,7 +24,7 @@ def unit_rows(features: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rows (T, D) scaled to length 1; rows of zeros stay."""
     rows = np.asarray(features, np.float32)
     length = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.divide(rows, length, out=np.zeros_like(rows), where=length > 0)
+    return np.asarray(np.divide(rows, length, out=np.zeros_like(rows), where=length > 0))
 
 
 def kmeans_clusters(

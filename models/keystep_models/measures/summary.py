@@ -49,4 +49,4 @@ def _units(features: NDArray[np.float32], chosen: NDArray[np.int64]) -> NDArray[
         raise DataError("expected finite features: leave missing frames out")
     rows = np.asarray(features, np.float64)
     length = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.divide(rows, length, out=np.zeros_like(rows), where=length > 0)
+    return np.asarray(np.divide(rows, length, out=np.zeros_like(rows), where=length > 0))

@@ -153,9 +153,10 @@ def _means(points: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np
     members = csr_matrix(
         (np.ones(len(labels)), (labels, np.arange(len(labels)))), (count, len(labels))
     )
-    return np.asarray(members @ points) / np.bincount(labels, minlength=count)[:, None]
+    sums = np.asarray(members @ points, np.float64)
+    return sums / np.bincount(labels, minlength=count)[:, None]
 
 
 def _units(points: NDArray[np.float64]) -> NDArray[np.float64]:
     length = np.linalg.norm(points, axis=1, keepdims=True)
-    return np.divide(points, length, out=np.zeros_like(points), where=length > 0)
+    return np.asarray(np.divide(points, length, out=np.zeros_like(points), where=length > 0))

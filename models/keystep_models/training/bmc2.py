@@ -177,8 +177,10 @@ def _pair_count(
 ) -> int:
     total = 0
     for of_video in places:
-        sizes = [count if of_video[cue] is None else len(of_video[cue]) for cue in pair]
-        total += sizes[0] * sizes[1]
+        first, second = (of_video[cue] for cue in pair)
+        total += (count if first is None else len(first)) * (
+            count if second is None else len(second)
+        )
     return max(total, 1)
 
 

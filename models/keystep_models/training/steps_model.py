@@ -204,7 +204,6 @@ def gather(
     )
 
 
-@torch.inference_mode()
 def adapt_video(
     model: StepsModel, video: VideoFeatures, *, stride: int = 2
 ) -> tuple[NDArray[np.int64], dict[str, tuple[NDArray[np.float32], NDArray[np.bool_]]]]:
@@ -233,7 +232,8 @@ def adapt_video(
             )
         batch = gather([video], [frames], {cue: size})
         valid = batch.valid.get(cue)
-        adapted = model.adapt(cue, batch.raw[cue], batch.timestamps, valid)[0]
+        with torch.inference_mode():
+            adapted = model.adapt(cue, batch.raw[cue], batch.timestamps, valid)[0]
         there = np.ones(len(frames), np.bool_) if valid is None else valid[0].numpy()
         found[cue] = (np.asarray(adapted.numpy(), np.float32), there)
     return frames, found
