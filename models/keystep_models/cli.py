@@ -1,12 +1,15 @@
-"""`keystep psr` and `keystep procedure`."""
+"""`keystep psr`, `procedure`, `extract`, `train` and `evaluate`."""
 
 from __future__ import annotations
 
 import typer
 
+from keystep_models.commands import evaluate_command
+from keystep_models.commands.extract_command import extract
 from keystep_models.commands.procedure_commands import check, convert
 from keystep_models.commands.psr_run import run
 from keystep_models.commands.psr_score import score
+from keystep_models.commands.train_steps_command import steps
 
 
 def register(app: typer.Typer) -> None:
@@ -19,3 +22,16 @@ def register(app: typer.Typer) -> None:
     procedure.command("check")(check)
     procedure.command("convert")(convert)
     app.add_typer(procedure, name="procedure")
+    app.command("extract")(extract)
+    train = typer.Typer(no_args_is_help=True, help="Train models (needs the [train] extra).")
+    train.callback()(_group)
+    train.command("steps")(steps)
+    app.add_typer(train, name="train")
+    evaluate = typer.Typer(no_args_is_help=True, help="Measure features against labels.")
+    for name in ("ksl", "phase", "tau", "summary"):
+        evaluate.command(name)(getattr(evaluate_command, name))
+    app.add_typer(evaluate, name="evaluate")
+
+
+def _group() -> None:
+    """Train models (needs the [train] extra)."""

@@ -1,0 +1,121 @@
+"""Recordings to key steps: features, training on just these recordings, clustering, files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from keystep_capture.errors import ConfigError, DataError
+from keystep_models.steps.adapted import join_cues
+from keystep_models.steps.cue_extraction import CueChoice, extract_features
+from keystep_models.steps.feature_folder import VideoFeatures, write_json
+from keystep_models.steps.key_step_files import find_key_steps, write_key_steps
+from keystep_models.steps.recording_source import RecordingSource
+from keystep_models.steps.settings import ExtractionSettings, TrainingSettings, with_changes
+from keystep_models.training.steps_model import adapt_video
+from keystep_models.training.train_steps import run_identity, train_steps
+
+Progress = Callable[[dict[str, Any]], None]
+"""Called with a plain dict: `stage` and what belongs to it (docs/steps.md)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtractionPlan:
+    """All choices of one extraction."""
+
+    cues: CueChoice
+    training: TrainingSettings
+    extraction: ExtractionSettings
+    out: Path
+
+
+def extract(
+    sources: Sequence[RecordingSource], plan: ExtractionPlan, on_progress: Progress
+) -> dict[str, Any]:
+    """Run everything; what is there from an earlier call with the same choices is used.
+
+    Args:
+        sources: Recordings of one task; names must differ.
+        plan: The choices.
+        on_progress: Told of every stage.
+
+    Returns:
+        A summary: per recording the key steps' number, folder and notes.
+
+    Raises:
+        KeystepError: Nothing can be made of it; what was finished stays.
+    """
+    names = [source.name for source in sources]
+    if not names or len(set(names)) != len(names):
+        raise ConfigError(f"expected recordings with different names, got {', '.join(names)}")
+    videos = [_features(source, plan, on_progress) for source in sources]
+    training, notes = usable_training(videos, plan.training)
+    run = plan.out / "training" / run_identity(videos, training)[:12]
+
+    def told(done: int, of: int, loss: float) -> None:
+        on_progress({"stage": "training", "done": done, "of": of, "loss": loss})
+
+    model = train_steps(videos, training, run, on_progress=told)
+    provenance = {
+        "method": "steps",
+        "keystep": version("keystep"),
+        "training": training.as_document(),
+        "extraction": plan.extraction.as_document(),
+        "run": run.relative_to(plan.out).as_posix(),
+        "model_sha256": hashlib.sha256((run / "model.pt").read_bytes()).hexdigest(),
+        "trained_on": names,
+    }
+    results = {}
+    for number, (source, video) in enumerate(zip(sources, videos, strict=True)):
+        on_progress(
+            {"stage": "key_steps", "recording": source.name, "done": number, "of": len(sources)}
+        )
+        frames, adapted = adapt_video(model, video, stride=plan.extraction.stride)
+        joined = join_cues(adapted, plan.extraction.inference_cues)
+        found = find_key_steps(video, frames, joined, plan.extraction)
+        folder = plan.out / source.name
+        told_notes = write_key_steps(folder, source, video, joined, found, provenance)
+        results[source.name] = {
+            "key_steps": len(found.segments),
+            "folder": str(folder),
+            "notes": [*notes, *told_notes],
+        }
+    write_json(plan.out / "extraction.json", {"provenance": provenance, "recordings": results})
+    on_progress({"stage": "done", "recordings": results})
+    return results
+
+
+def _features(source: RecordingSource, plan: ExtractionPlan, tell: Progress) -> VideoFeatures:
+    def told(ticks: int) -> None:
+        tell({"stage": "features", "recording": source.name, "done": ticks})
+
+    return extract_features(source, plan.cues, plan.out / "features", on_progress=told)
+
+
+def usable_training(
+    videos: Sequence[VideoFeatures], settings: TrainingSettings
+) -> tuple[TrainingSettings, list[str]]:
+    """The settings without cues that no recording has, and notes that say so.
+
+    Raises:
+        DataError: Then no cue is left, or one that the settings need by name is missing.
+    """
+    there = {name for video in videos for name in video.cues}
+    missing = [cue for cue in settings.cues if cue not in there]
+    if not missing:
+        return settings, []
+    kept = tuple(cue for cue in settings.cues if cue in there)
+    if not kept:
+        raise DataError(
+            f"no recording has any of the cues {', '.join(settings.cues)}; "
+            f"there are {', '.join(sorted(there)) or 'none'}: choose with --cues"
+        )
+    named = {*settings.bootstrap, *(c for u, v, _ in settings.pair_weights for c in (u, v))}
+    if lost := sorted(named - set(kept)):
+        raise DataError(f"no recording has cue {lost[0]!r}, which --bootstrap or --pairs names")
+    notes = [f"cue {cue} is in no recording and was not trained on" for cue in missing]
+    return with_changes(settings, cues=kept), notes
