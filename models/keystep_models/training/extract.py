@@ -19,6 +19,8 @@ from keystep_models.steps.settings import ExtractionSettings, TrainingSettings, 
 from keystep_models.training.steps_model import adapt_video
 from keystep_models.training.train_steps import run_identity, train_steps
 
+_LEAST_WINDOWS = 4  # half-widths of the window that the longest recording must hold
+
 Progress = Callable[[dict[str, Any]], None]
 """Called with a plain dict: `stage` and what belongs to it (docs/steps.md)."""
 
@@ -99,15 +101,16 @@ def _features(source: RecordingSource, plan: ExtractionPlan, tell: Progress) -> 
 def usable_training(
     videos: Sequence[VideoFeatures], settings: TrainingSettings
 ) -> tuple[TrainingSettings, list[str]]:
-    """The settings without cues that no recording has, and notes that say so.
+    """The settings without cues that no recording has, the window fitted, and notes on both.
 
     Raises:
         DataError: Then no cue is left, or one that the settings need by name is missing.
     """
     there = {name for video in videos for name in video.cues}
+    settings, notes = _fitting_window(videos, settings)
     missing = [cue for cue in settings.cues if cue not in there]
     if not missing:
-        return settings, []
+        return settings, notes
     kept = tuple(cue for cue in settings.cues if cue in there)
     if not kept:
         raise DataError(
@@ -117,5 +120,20 @@ def usable_training(
     named = {*settings.bootstrap, *(c for u, v, _ in settings.pair_weights for c in (u, v))}
     if lost := sorted(named - set(kept)):
         raise DataError(f"no recording has cue {lost[0]!r}, which --bootstrap or --pairs names")
-    notes = [f"cue {cue} is in no recording and was not trained on" for cue in missing]
+    notes += [f"cue {cue} is in no recording and was not trained on" for cue in missing]
     return with_changes(settings, cues=kept), notes
+
+
+def _fitting_window(
+    videos: Sequence[VideoFeatures], settings: TrainingSettings
+) -> tuple[TrainingSettings, list[str]]:
+    """A window as long as the recordings would leave nothing to push apart: it is narrowed."""
+    longest_s = max(float(video.times_s[-1]) for video in videos)
+    if longest_s >= _LEAST_WINDOWS * settings.sigma_seconds or longest_s <= 0:
+        return settings, []
+    fitting_s = round(longest_s / (2 * _LEAST_WINDOWS), 3)
+    note = (
+        f"the longest recording has {longest_s:.1f} s: the window of {settings.sigma_seconds:g} s "
+        f"was narrowed to {fitting_s:g} s"
+    )
+    return with_changes(settings, sigma_seconds=fitting_s), [note]

@@ -101,17 +101,16 @@ class StepsModel(nn.Module):
         return projected
 
     def save(self, path: Path, **more: Any) -> None:
-        """Write weights, sizes and settings to a file that is not there yet."""
-        torch.save(
-            {
-                "format_version": FORMAT_VERSION,
-                "sizes": self.sizes,
-                "settings": self.settings.as_document(),
-                "weights": self.state_dict(),
-                **more,
-            },
-            path,
-        )
+        """Write weights, sizes and settings to a file; the same model gives the same bytes."""
+        document = {
+            "format_version": FORMAT_VERSION,
+            "sizes": self.sizes,
+            "settings": self.settings.as_document(),
+            "weights": self.state_dict(),
+            **more,
+        }
+        with path.open("wb") as file:  # given a path, torch writes its name into the file
+            torch.save(document, file)
 
     @classmethod
     def load(cls, path: Path) -> StepsModel:

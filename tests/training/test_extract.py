@@ -1,0 +1,215 @@
+"""`keystep extract` and `keystep train steps` from end to end, and what they do with bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+torch = pytest.importorskip("torch", reason="training needs torch: make test-training installs it")
+
+from keystep_capture.errors import ConfigError, DataError  # noqa: E402
+from keystep_capture.samples.catalogue import find_sample  # noqa: E402
+from keystep_models.cli import register  # noqa: E402
+from keystep_models.steps.cue_extraction import CueChoice  # noqa: E402
+from keystep_models.steps.feature_folder import (  # noqa: E402
+    CueFeatures,
+    VideoFeatures,
+    write_video,
+)
+from keystep_models.steps.settings import ExtractionSettings, TrainingSettings  # noqa: E402
+from keystep_models.training.extract import (  # noqa: E402
+    ExtractionPlan,
+    extract,
+    usable_training,
+)
+
+COFFEE = find_sample("pour-coffee").video_path
+FAST = ("--epochs", 3, "--chunks", 32, "--threads", 1)
+
+app = typer.Typer()
+register(app)
+
+
+def keystep(*args: object) -> str:
+    result = CliRunner().invoke(app, [str(arg) for arg in args])
+    if result.exception is not None:
+        raise result.exception
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    out = tmp_path_factory.mktemp("extract")
+    printed = keystep("extract", COFFEE, "--out", out, *FAST, "--progress", "json")
+    return out, [json.loads(line) for line in printed.splitlines()]
+
+
+def test_a_real_video_becomes_key_steps_with_pictures_and_provenance(made: Any) -> None:
+    out, _ = made
+    folder = out / "pour_coffee"
+    document = json.loads((folder / "key_steps.json").read_text())
+    assert document["key_steps"]
+    for step in document["key_steps"]:
+        assert 0 <= step["start_s"] <= step["exemplar_s"] <= step["end_s"] <= 9.6
+        assert cv2.imread(str(folder / step["picture"])).shape == (720, 1280, 3)
+    assert cv2.imread(str(folder / "contact_sheet.jpg")) is not None
+    provenance = document["provenance"]
+    assert provenance["training"]["epochs"] == 3
+    assert set(provenance["cues"]) == {"appearance", "motion"}
+    assert len(provenance["model_sha256"]) == 64
+
+
+def test_progress_is_a_json_line_per_event_and_ends_with_the_result(made: Any) -> None:
+    _, events = made
+    stages = [event["stage"] for event in events]
+    assert list(dict.fromkeys(stages)) == ["features", "training", "key_steps", "done"]
+    assert [e["done"] for e in events if e["stage"] == "training"] == [1, 2, 3]
+    assert events[-1]["recordings"]["pour_coffee"]["key_steps"] > 0
+
+
+def test_the_window_is_narrowed_for_a_short_recording_and_that_is_told(made: Any) -> None:
+    _, events = made
+    [note] = events[-1]["recordings"]["pour_coffee"]["notes"]
+    assert "the window of 10 s was narrowed to 1.189 s" in note
+
+
+def test_the_same_call_again_gives_the_same_key_steps_without_training(made: Any) -> None:
+    out, _ = made
+    before = (out / "pour_coffee" / "key_steps.json").read_bytes()
+    printed = keystep("extract", COFFEE, "--out", out, *FAST, "--progress", "json")
+    assert (out / "pour_coffee" / "key_steps.json").read_bytes() == before
+    assert not [e for e in map(json.loads, printed.splitlines()) if e["stage"] == "training"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--clustering", "finch", "-k", "auto"),
+        ("-k", 500),
+        ("--sampling", "ils", "--budget", 0.3),
+        ("--top-n", 2, "--inference-cues", "appearance", "--alpha", 0),
+    ],
+)
+def test_other_choices_use_what_was_trained(made: Any, more: tuple[Any, ...]) -> None:
+    out, _ = made
+    printed = keystep("extract", COFFEE, "--out", out, *FAST, *more, "--progress", "json")
+    events = [json.loads(line) for line in printed.splitlines()]
+    assert not [event for event in events if event["stage"] == "training"]
+    count = events[-1]["recordings"]["pour_coffee"]["key_steps"]
+    assert len(list((out / "pour_coffee" / "key_steps").glob("*.jpg"))) == count
+    if "--top-n" in more:
+        assert count == 2
+
+
+def sensors_only(
+    name: str, *, seconds: int = 60, cues: tuple[str, ...] = ("head",)
+) -> VideoFeatures:
+    """A simulated recording without pictures."""
+    count = 10 * seconds
+    rng = np.random.default_rng(3)
+    looks = rng.normal(size=(4, 15))[np.arange(count) * 4 // count]
+    rows = (looks + 0.3 * rng.normal(size=(count, 15))).astype("f4")
+    return VideoFeatures(
+        name=name,
+        rate_hz=10.0,
+        times_ns=np.arange(count, dtype=np.int64) * 100_000_000,
+        cues={cue: CueFeatures(features=rows, valid=np.ones(count, bool)) for cue in cues},
+    )
+
+
+def with_cue(video: VideoFeatures, gaze: CueFeatures) -> VideoFeatures:
+    return VideoFeatures(
+        name=video.name, rate_hz=10.0, times_ns=video.times_ns, cues={**video.cues, "gaze": gaze}
+    )
+
+
+class Sensors:
+    """A recording without pictures, as it would be read."""
+
+    warnings = ("the recording was not closed",)
+    identity = {"kind": "simulated"}  # noqa: RUF012
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def moments(self, rate_hz: float) -> Any:
+        from keystep_models.steps.recording_source import Moment
+
+        for index in range(300):
+            pose = np.eye(4)
+            pose[:3, 3] = (index // 75, 0.01 * (index % 7), 0)
+            yield Moment(
+                epoch=1, device_time_ns=index * 10**8, picture=None, samples={"head": pose}
+            )
+
+    def pictures(self, wanted: Any) -> Any:
+        return iter(())
+
+
+def test_a_recording_without_pictures_gives_key_steps_of_its_sensors(tmp_path: Path) -> None:
+    plan = ExtractionPlan(
+        cues=CueChoice(cues=("motion", "head")),
+        training=TrainingSettings(cues=("motion", "head"), epochs=2, chunk_count=64),
+        extraction=ExtractionSettings(),
+        out=tmp_path,
+    )
+    results = extract([Sensors("one"), Sensors("two")], plan, lambda event: None)
+    assert results["one"]["key_steps"] > 0
+    notes = " / ".join(results["one"]["notes"])
+    assert "cue motion is in no recording and was not trained on" in notes
+    assert "key steps have no picture" in notes
+    assert "the recording was not closed" in notes
+    document = json.loads((tmp_path / "two" / "key_steps.json").read_text())
+    assert {step["picture"] for step in document["key_steps"]} == {None}
+
+
+def test_recordings_need_different_names(tmp_path: Path) -> None:
+    plan = ExtractionPlan(
+        cues=CueChoice(), training=TrainingSettings(), extraction=ExtractionSettings(), out=tmp_path
+    )
+    with pytest.raises(ConfigError, match="different names"):
+        extract([Sensors("one"), Sensors("one")], plan, lambda event: None)
+
+
+def test_no_usable_cue_is_an_error_and_a_needed_one_too() -> None:
+    video = sensors_only("a")
+    with pytest.raises(DataError, match="there are head: choose with --cues"):
+        usable_training([video], TrainingSettings())
+    chosen = TrainingSettings(cues=("head", "motion"), bootstrap=("motion",))
+    with pytest.raises(DataError, match="no recording has cue 'motion'"):
+        usable_training([video], chosen)
+
+
+def test_train_steps_and_evaluate_work_on_a_feature_folder(tmp_path: Path) -> None:
+    for seed in range(2):
+        video = sensors_only(f"v{seed}", seconds=12, cues=("appearance", "motion"))
+        labels = np.arange(video.frame_count) * 4 // video.frame_count + 1
+        object.__setattr__(video, "labels", labels)
+        write_video(tmp_path / "features", video)
+    runs = []
+    for seed in (0, 1):
+        run = tmp_path / f"run{seed}"
+        keystep(
+            *("train", "steps", "--features", tmp_path / "features", "--out", run),
+            *(*FAST, "--seed", seed, "--sigma", 1, "--progress", "none"),
+        )
+        runs += ["--model", run]
+    out = tmp_path / "ksl.json"
+    keystep("evaluate", "ksl", "--features", tmp_path / "features", *runs, "--json", out, "-k", 4)
+    rows = {row["name"]: row for row in json.loads(out.read_text())["rows"]}
+    assert rows["STEPs"]["runs"] == 2
+    assert rows["STEPs"]["values"]["f1"] > rows["random"]["values"]["f1"]
+    curves = json.loads((tmp_path / "run0" / "curves.json").read_text())
+    assert [each["epoch"] for each in curves] == [0, 1, 2]
+    gaze = CueFeatures(features=np.ones((120, 2), "f4"), valid=np.ones(120, bool))
+    for seed in range(2):
+        write_video(tmp_path / "more", with_cue(sensors_only(f"v{seed}", seconds=12), gaze))
+    with pytest.raises(DataError, match="was not trained on cue 'gaze'"):
+        keystep("evaluate", "tau", "--features", tmp_path / "more", *runs, "--cues", "gaze")
