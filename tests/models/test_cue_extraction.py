@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import resource
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,7 @@ class Recorded:
         for index, time_s in enumerate(self._times):
             if index == self.fail_at:
                 raise OSError(28, "No space left on device")
-            shown = np.ascontiguousarray(texture[:, 3 * index : 3 * index + 160])
+            shown = np.ascontiguousarray(texture[:, 3 * (index % 80) :][:, :160])
             samples: dict[str, Any] = {"head": np.eye(4), "hands": np.ones((2, 26, 9))}
             samples["gaze"] = np.array([[0, 0, 0], [0, 0, -1.0]])
             for stream, where in self._lacking.items():
@@ -182,3 +184,29 @@ def test_choices_that_do_not_exist_are_refused(tmp_path: Path) -> None:
         CueChoice(files={"motion": tmp_path})
     with pytest.raises(ConfigError, match="rate_hz"):
         CueChoice(rate_hz=0)
+
+
+@contextlib.contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """The system refuses longer files, as it refuses any on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_takes_no_more_leaves_no_result_and_the_next_call_goes_on(
+    tmp_path: Path,
+) -> None:
+    times = [0.1 * k for k in range(400)]
+    choice = CueChoice(cues=("motion", "head"))
+    with files_of_at_most(60_000), pytest.raises(OSError, match="too large"):
+        extract_features(Recorded(times), choice, tmp_path)
+    assert not (tmp_path / "simulated" / "video.json").exists()
+    kept = (tmp_path / "simulated" / ".partial" / "motion.rows").stat().st_size
+    assert 0 < kept <= 60_000
+    video = extract_features(Recorded(times), choice, tmp_path)
+    whole = extract_features(Recorded(times), choice, tmp_path / "whole")
+    np.testing.assert_array_equal(video.cues["motion"].features, whole.cues["motion"].features)
