@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -134,7 +135,12 @@ def parse_named_paths(items: list[str], option: str) -> dict[str, Path]:
 
 @contextmanager
 def training_extra(threads: int = 0) -> Iterator[None]:
-    """Says what to install where the block imports torch and there is none; sets its threads."""
+    """Says what to install where the block imports torch and there is none; sets its threads.
+
+    Threads that wait do not spin, which is what torch's do by default: a job beside a live server,
+    or on a busy machine, would burn the others' time and take several times as long itself.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         import torch
     except ModuleNotFoundError:
