@@ -67,16 +67,23 @@ class RecordingSource(Protocol):
 
 
 def open_recording(path: Path) -> RecordingSource:
-    """A recording by its path: a video file.
+    """A recording by its path: a recording's folder, a part of it, or a video file.
 
     Raises:
         DataError: There is none, or it is of no known kind.
     """
+    from keystep_models.steps.recorded_session import RecordedSession, is_recording
+
     if not path.exists():
         raise DataError(f"{path}: no such recording")
     if path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES:
         return VideoFile(path)
-    raise DataError(f"{path}: expected a video file ({', '.join(VIDEO_SUFFIXES)})")
+    if is_recording(path):
+        return RecordedSession(path)
+    raise DataError(
+        f"{path}: expected a recording's folder with its parts, a part (.mcap), "
+        f"or a video file ({', '.join(VIDEO_SUFFIXES)})"
+    )
 
 
 def file_identity(path: Path) -> dict[str, Any]:

@@ -1,0 +1,123 @@
+"""Features and key steps of recordings as sessions leave them: simulated packets, real video."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from av.video.codeccontext import VideoCodecContext
+from av.video.frame import PictureType
+
+from keystep_capture import wire
+from keystep_capture.errors import DataError
+from keystep_capture.recording import RecordingInfo, RecordingWriter
+from keystep_capture.samples.catalogue import find_sample
+from keystep_capture.streams import STREAMS
+from keystep_models.steps.cue_extraction import CueChoice, device_moments, extract_features
+from keystep_models.steps.recording_source import open_recording
+
+START_NS = 10**12
+CUES = CueChoice(cues=("motion", "gaze", "head", "left_hand", "right_hand"))
+
+
+def header(stream: str, number: int, time_ns: int, **fields: Any) -> wire.PacketHeader:
+    defaults: dict[str, Any] = {"epoch": 1, "send_time_ns": time_ns + 5}
+    return wire.PacketHeader(
+        protocol=wire.PROTOCOL,
+        session="ses_1",
+        stream=stream,
+        sequence=number,
+        device_time_ns=time_ns,
+        encoding=next(iter(STREAMS[stream].encodings)),
+        **(defaults | fields),
+    )
+
+
+def video(count: int = 90, **fields: Any) -> list[tuple[wire.PacketHeader, bytes]]:
+    encoder = av.CodecContext.create("libx264", "w")
+    assert isinstance(encoder, VideoCodecContext)
+    encoder.width, encoder.height, encoder.pix_fmt = 320, 240, "yuv420p"
+    encoder.time_base = Fraction(1, 30)
+    encoder.options = {"tune": "zerolatency", "preset": "ultrafast", "g": "15", "bf": "0"}
+    packets = []
+    with av.open(str(find_sample("pour-coffee").video_path)) as container:
+        for number, picture in zip(range(count), container.decode(video=0), strict=False):
+            frame = picture.reformat(320, 240, "yuv420p")
+            frame.pts, frame.pict_type = number, PictureType.NONE
+            (unit,) = encoder.encode(frame)
+            about = header(
+                "rgb", number, START_NS + round(number * 1e9 / 30),
+                keyframe=unit.is_keyframe, width=320, height=240, **fields,
+            )  # fmt: skip
+            packets.append((about, bytes(unit)))
+    return packets
+
+
+def sensors(count: int = 180, **fields: Any) -> list[tuple[wire.PacketHeader, bytes]]:
+    """Head at rest, gaze forward, the right hand seen and the left one not."""
+    hands = np.zeros((2, 26, 9), "<f4")
+    hands[1, :, 3], hands[1, :, 6] = 1.0, -0.5
+    values = {
+        "head": np.eye(4, dtype="<f4"),
+        "gaze": np.array([[0, 0, 0], [0, 0, -1]], "<f4"),
+        "hands": hands,
+    }
+    return [
+        (header(stream, number, START_NS + round(number * 1e9 / 60), **fields), value.tobytes())
+        for number in range(count)
+        for stream, value in values.items()
+    ]
+
+
+def record(folder: Path, packets: list[tuple[wire.PacketHeader, bytes]], **options: Any) -> Path:
+    writer = RecordingWriter(folder, RecordingInfo(session="ses_1", device="hl2"), **options)
+    for about, payload in sorted(packets, key=lambda one: (one[0].epoch, one[0].device_time_ns)):
+        writer.write_packet(about, payload, receive_time_ns=about.device_time_ns)
+    writer.close()
+    return folder
+
+
+def test_a_session_gives_every_cue_that_its_sensors_had(tmp_path: Path) -> None:
+    path = record(tmp_path / "session", video() + sensors())
+    before = {part: part.read_bytes() for part in path.iterdir()}
+    source = open_recording(path)
+    found = extract_features(source, CUES, tmp_path / "features")
+    assert found.frame_count == 30
+    assert set(found.cues) == {"motion", "gaze", "head", "right_hand"}
+    assert any("cue left_hand is missing everywhere" in note for note in found.notes)
+    wanted = device_moments(found, [0, 20])
+    assert [moment for moment, _ in source.pictures(wanted)] == wanted
+    assert {part: part.read_bytes() for part in path.iterdir()} == before
+
+
+def test_a_session_without_pictures_is_led_by_the_head(tmp_path: Path) -> None:
+    path = record(tmp_path / "session", sensors())
+    found = extract_features(open_recording(path), CUES, tmp_path / "features")
+    assert found.frame_count == 30
+    assert "motion" not in found.cues
+
+
+def test_a_restart_of_the_device_is_a_gap(tmp_path: Path) -> None:
+    packets = video(30) + video(30, epoch=2)
+    path = record(tmp_path / "session", packets)
+    found = extract_features(open_recording(path), CueChoice(cues=("motion",)), tmp_path / "out")
+    assert any("the device restarted" in note for note in found.notes)
+    assert {epoch for epoch, _ in device_moments(found, [0, found.frame_count - 1])} == {1, 2}
+
+
+def test_a_recording_that_was_cut_off_is_used_as_far_as_it_goes(tmp_path: Path) -> None:
+    path = record(tmp_path / "session", video() + sensors(), chunk_bytes=20_000)
+    [part] = path.iterdir()
+    part.write_bytes(part.read_bytes()[: part.stat().st_size * 2 // 3])
+    found = extract_features(open_recording(path), CUES, tmp_path / "features")
+    assert 5 < found.frame_count < 30
+    assert "the recording was not closed" in found.notes
+
+
+def test_a_folder_that_is_no_recording_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="expected a recording"):
+        open_recording(tmp_path)
