@@ -120,7 +120,7 @@ class OnnxModel:
     """A loaded ONNX model whose file agrees with its manifest.
 
     `run` may be called from any thread; a lock lets one run through at a time, since the binding
-    is shared. Load the file twice for two runs at once.
+    is shared. `beside` gives another for two runs at once.
     """
 
     def __init__(
@@ -190,6 +190,10 @@ class OnnxModel:
                 runs_on=session.get_providers()[0],
             )
         return cls(manifest, session, missing)
+
+    def beside(self) -> OnnxModel:
+        """The same model, its weights shared, to be run at the same time as this one."""
+        return OnnxModel(self._manifest, self._session, self._missing_providers)
 
     @property
     def manifest(self) -> ModelManifest:

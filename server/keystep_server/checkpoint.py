@@ -137,7 +137,8 @@ def write_json(path: Path, value: object) -> None:
     """Replace a file atomically; on the disk when this returns."""
     temporary = path.with_suffix(".tmp")
     with temporary.open("w", encoding="utf-8") as file:
-        json.dump(msgspec.to_builtins(value), file)  # holds every float, infinities too
+        # Python's, since it holds every float, infinities too; `dumps`, since `dump` is not in C.
+        file.write(json.dumps(msgspec.to_builtins(value)))
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

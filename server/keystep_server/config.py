@@ -78,7 +78,12 @@ class ServerConfig(BaseSettings):
         description="step recognition of sessions that ask for none: auto, b1, b2, b3 or tracker",
     )
     feature_rate_hz: float = Field(10.0, gt=0, le=60, description="frames a second for the models")
-    inference_max_batch: int = Field(16, ge=1, le=256, description="requests in one model call")
+    inference_max_batch: int | None = Field(
+        None, ge=1, le=256, description="requests in one model call; by default 1 on CPU, else 16"
+    )
+    inference_calls: int | None = Field(
+        None, ge=1, le=256, description="model calls at a time; by default one a core on CPU, else 1"
+    )
     inference_max_wait_ms: float = Field(
         5.0, ge=0, le=1000, description="longest wait of a request for others to share its call"
     )

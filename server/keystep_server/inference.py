@@ -1,8 +1,8 @@
 """One inference engine for all sessions: requests in, futures out, batched per model.
 
-`InferenceEngine` is what the server knows; `LocalEngine` runs the models in this process, one
-worker thread per model (ONNX Runtime releases the GIL). A worker sleeps on one condition variable
-until there is something to run. It waits for a fuller batch only while another session that was
+`InferenceEngine` is what the server knows; `LocalEngine` runs the models in this process, in one
+or more threads per model (ONNX Runtime releases the GIL). They sleep on one condition variable
+until there is something to run. A batch waits for more rows only while another session that was
 heard of lately has nothing waiting, so that one session alone pays no waiting time. A request that
 runs alone is read where it lies; a batch is put together in one preallocated buffer.
 
@@ -90,6 +90,7 @@ class LocalEngine:
         models: Mapping[str, OnnxModel] | None = None,
         *,
         max_batch: int = 16,
+        max_calls: int = 1,
         max_wait_ms: float = 2.0,
         queue_limit: int = 8,
         live_limit: int = 2,
@@ -102,6 +103,8 @@ class LocalEngine:
         Args:
             models: By `model_key`; `add_model` adds more and works the key out.
             max_batch: Most rows in one run.
+            max_calls: Most runs of one model at a time, each in a thread of its own and never two
+                for one session.
             max_wait_ms: Longest a request waits for other sessions' rows to run with.
             queue_limit: Most requests of one session that wait for one model.
             live_limit: Most of them submitted with `newest_wins`: in an overload they are as late
@@ -114,14 +117,15 @@ class LocalEngine:
             ConfigError: A limit out of range, or a key that is not its model's.
             ModelError: A model that cannot be batched; see `add_model`.
         """
-        if min(max_batch, queue_limit, live_limit) < 1 or max_wait_ms < 0 or active_s < 0:
+        if min(max_batch, max_calls, queue_limit, live_limit) < 1 or max_wait_ms < 0 or active_s < 0:
             raise ConfigError(
-                "expected max_batch >= 1, queue_limit >= 1, live_limit >= 1, max_wait_ms >= 0 and "
-                f"active_s >= 0, got {max_batch}, {queue_limit}, {live_limit}, {max_wait_ms} and "
-                f"{active_s}"
+                "expected max_batch, max_calls, queue_limit and live_limit >= 1, max_wait_ms and "
+                f"active_s >= 0, got {max_batch}, {max_calls}, {queue_limit}, {live_limit}, "
+                f"{max_wait_ms} and {active_s}"
             )
         self._limits = Limits(
             max_batch=max_batch,
+            max_calls=max_calls,
             max_wait_ns=round(max_wait_ms * 1e6),
             active_ns=round(active_s * 1e9),
             queue_limit=queue_limit,

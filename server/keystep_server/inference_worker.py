@@ -1,4 +1,4 @@
-"""One model's worker of the inference engine: its thread, its queues, its batches."""
+"""One model's worker of the inference engine: its threads, its queues, its batches."""
 
 from __future__ import annotations
 
@@ -67,6 +67,7 @@ class Limits:
     """How much a worker takes in and how long it waits."""
 
     max_batch: int
+    max_calls: int
     max_wait_ns: int
     active_ns: int
     queue_limit: int
@@ -74,7 +75,11 @@ class Limits:
 
 
 class Worker:
-    """One model, its thread and its queues; `_changed` guards all of it but the model."""
+    """One model, its threads and its queues; `_changed` guards all of it but the model.
+
+    Each thread has a binding of its own to the model. No two of them serve one session at a time,
+    so its answers keep their order.
+    """
 
     def __init__(
         self,
@@ -85,24 +90,29 @@ class Worker:
         on_batch: Callable[[str, int], None],
     ) -> None:
         self.key = key
-        self._model = model
         self._limits = limits
         self._clock = clock
         self._on_batch = on_batch
         self._spec = model.manifest.inputs[0]
-        row_shape = [dim for dim in self._spec.shape[1:] if isinstance(dim, int)]
-        self._buffer = np.empty([limits.max_batch, *row_shape], self._spec.dtype)
         self._changed = threading.Condition()
         # Sessions with something waiting, the next one to serve first.
         self._queues: OrderedDict[str, deque[Request]] = OrderedDict()
         self._waiting_rows = 0
+        self._served: set[str] = set()  # sessions in a batch that runs now
         # When each session last submitted; None for one that was imported and has not yet.
         self._sessions: dict[str, int | None] = {}
         self._stopping = False
         self._batches = self._rows = self._busy_ns = 0
         self._superseded = self._refused = self._failed = 0
-        self._thread = threading.Thread(target=self._serve, name=f"inference {key}", daemon=True)
-        self._thread.start()
+        models = [model, *(model.beside() for _ in range(limits.max_calls - 1))]
+        self._threads = [
+            threading.Thread(
+                target=self._serve, args=(one,), name=f"inference {key} {number}", daemon=True
+            )
+            for number, one in enumerate(models)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, session_id: str, rows: NDArray[Any], newest_wins: bool) -> Request:
         """Queue rows; see `LocalEngine.submit`."""
@@ -176,18 +186,19 @@ class Worker:
             request.fail(StateError(f"session {session_id} was forgotten before this request ran"))
 
     def stop(self, *, drain: bool) -> None:
-        """End the thread after the running batch, or, with `drain`, after all that waits."""
+        """End the threads after the running batches, or, with `drain`, after all that waits."""
         with self._changed:
             self._stopping = True
             dropped = [] if drain else [r for queue in self._queues.values() for r in queue]
             if not drain:
                 self._queues.clear()
                 self._waiting_rows = 0
-            self._changed.notify()
+            self._changed.notify_all()
         for request in dropped:
             request.fail(StateError(f"the engine closed before this request for {self.key} ran"))
-        if threading.current_thread() is not self._thread:  # a future's callback may close us
-            self._thread.join()
+        if threading.current_thread() not in self._threads:  # a future's callback may close us
+            for thread in self._threads:
+                thread.join()
 
     def stats(self) -> ModelStats:
         """Counters so far."""
@@ -202,27 +213,46 @@ class Worker:
                 failed=self._failed,
             )
 
-    def _serve(self) -> None:
-        while batch := self._next_batch():
+    def _serve(self, model: OnnxModel) -> None:
+        buffer = self._new_buffer()
+        served: set[str] = set()
+        while batch := self._next_batch(served):
             # A request cancelled while it waited is left out; from here on none can be.
             batch = [r for r in batch if r.future.set_running_or_notify_cancel()]
             if batch:
-                self._answer(batch)
+                self._answer(model, batch, buffer)
 
-    def _next_batch(self) -> list[Request] | None:
-        """Sleep until a batch is due and take it; None when the worker is to end."""
+    def _new_buffer(self) -> NDArray[Any]:
+        row_shape = [dim for dim in self._spec.shape[1:] if isinstance(dim, int)]
+        return np.empty([self._limits.max_batch, *row_shape], self._spec.dtype)
+
+    def _next_batch(self, served: set[str]) -> list[Request] | None:
+        """Sleep until a batch is due and take it; None when the thread is to end.
+
+        Args:
+            served: The sessions of this thread's last batch; replaced by those of the next.
+        """
         with self._changed:
-            while not self._stopping:
+            self._served -= served
+            served.clear()
+            while self._queues or not self._stopping:
                 wait_ns = self._wait_ns()
                 if wait_ns is not None and wait_ns <= 0:
-                    break
+                    return self._take(served)
                 self._changed.wait(None if wait_ns is None else wait_ns * 1e-9)
-            return self._take() if self._queues else None
+            self._changed.notify_all()  # the other threads may end too
+            return None
+
+    def _next_in_turn(self) -> str | None:
+        """The session to serve next; None while nothing waits that no other thread serves."""
+        return next((name for name in self._queues if name not in self._served), None)
 
     def _wait_ns(self) -> int | None:
-        """How long a batch may still wait for more rows, ns; None while nothing waits."""
-        if not self._queues:
+        """How long a batch may still wait for more rows, ns; None while nothing can be taken."""
+        if self._next_in_turn() is None:
             return None
+        if self._stopping:
+            return 0
         now_ns = self._clock()
         if self._waiting_rows >= self._limits.max_batch or not self._expects_more(now_ns):
             return 0
@@ -238,34 +268,38 @@ class Worker:
             for session_id, last_ns in self._sessions.items()
         )
 
-    def _take(self) -> list[Request]:
+    def _take(self, served: set[str]) -> list[Request]:
         """Take one request of each session in turn, until the batch or the queues are done."""
         batch: list[Request] = []
         space = self._limits.max_batch
-        while self._queues:
-            session_id, queue = next(iter(self._queues.items()))
+        while (session_id := self._next_in_turn()) is not None:
+            queue = self._queues[session_id]
             if len(queue[0].rows) > space:
                 break  # this session stays first in turn for the next batch
             batch.append(queue.popleft())
+            served.add(session_id)
             space -= len(batch[-1].rows)
             if queue:
                 self._queues.move_to_end(session_id)
             else:
                 del self._queues[session_id]
         self._waiting_rows -= self._limits.max_batch - space
+        self._served |= served
+        if self._next_in_turn() is not None:
+            self._changed.notify()  # there is more for another thread
         return batch
 
-    def _answer(self, batch: list[Request]) -> None:
+    def _answer(self, model: OnnxModel, batch: list[Request], buffer: NDArray[Any]) -> None:
         """Run a batch and answer its futures; after a failure, each request by itself.
 
         So a request whose values the model cannot take fails alone.
         """
         try:
-            output = self._run(batch)
+            output = self._run(model, batch, buffer)
         except Exception as error:  # whatever it is, the other sessions' worker goes on
             if len(batch) > 1:
                 for request in batch:
-                    self._answer([request])
+                    self._answer(model, [request], buffer)
                 return
             with self._changed:
                 self._failed += 1
@@ -278,10 +312,12 @@ class Worker:
             request.future.set_result(output[start:stop])
             start = stop
 
-    def _run(self, batch: list[Request]) -> NDArray[Any]:
-        rows = batch[0].rows if len(batch) == 1 else self._gather(batch)
+    def _run(
+        self, model: OnnxModel, batch: list[Request], buffer: NDArray[Any]
+    ) -> NDArray[Any]:
+        rows = batch[0].rows if len(batch) == 1 else _gather(batch, buffer)
         start_ns = self._clock()
-        output = self._model.run(rows)
+        output = model.run(rows)
         busy_ns = self._clock() - start_ns
         if len(output) != len(rows):
             raise ModelError(f"{self.key} gave {len(output)} rows for {len(rows)}")
@@ -292,13 +328,14 @@ class Worker:
         self._on_batch(self.key, len(rows))
         return output
 
-    def _gather(self, batch: list[Request]) -> NDArray[Any]:
-        """Put the requests' rows together in the buffer; the only copy on their way in."""
-        stop = 0
-        for request in batch:
-            start, stop = stop, stop + len(request.rows)
-            self._buffer[start:stop] = request.rows
-        return self._buffer[:stop]
+
+def _gather(batch: list[Request], buffer: NDArray[Any]) -> NDArray[Any]:
+    """Put the requests' rows together in a buffer; the only copy on their way in."""
+    stop = 0
+    for request in batch:
+        start, stop = stop, stop + len(request.rows)
+        buffer[start:stop] = request.rows
+    return buffer[:stop]
 
 
 def _as_model_error(key: str, error: Exception) -> KeystepError:

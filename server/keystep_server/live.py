@@ -160,11 +160,36 @@ class LiveSession:
         return self.pipeline.has_ticks or not all(may_wait(item.header) for item in self._inbox)
 
     def work(self) -> None:
-        """Begin to work off what is queued, unless that is being done."""
-        if (self._inbox or self._woken) and self._is_idle:
+        """Work off what is queued, or begin to, unless that is being done."""
+        if not (self._inbox or self._woken) or not self._is_idle:
+            return
+        if self._can_work_here():
+            self._work_here()
+        else:
             self._worker = asyncio.get_running_loop().create_task(
                 self._work(), name=f"pipeline {self.session.id}"
             )
+
+    def _can_work_here(self) -> bool:
+        """Whether what is queued takes so little that no thread is to be woken for it."""
+        return (
+            len(self._inbox) <= BATCH_PACKETS
+            and not self._unstored
+            and not self.turn.locked()
+            and all(self.pipeline.is_light(item.header) for item in self._inbox)
+        )
+
+    def _work_here(self) -> None:
+        """Work off a few sensors' packets, and write the ticks whose features are there."""
+        self._woken = False
+        batch = list(self._inbox)
+        self._inbox.clear()
+        try:
+            self._count_all_dropped(self.pipeline.process(batch))
+            self._note_features()
+        except Exception as error:  # one session's trouble must not end the others
+            self._note_failure(error)
+        self._let_go(batch)
 
     async def drained(self) -> None:
         """Wait until every packet taken so far is worked off."""
@@ -217,16 +242,22 @@ class LiveSession:
             )
             await self._act_on(outcome, batch)
         except Exception as error:  # one session's trouble must not end the others
-            self.last_error = f"{type(error).__name__}: {error}"
-            log.exception("a batch of packets failed", session=self.session.id)
+            self._note_failure(error)
+        self._let_go(batch)
+
+    def _note_failure(self, error: Exception) -> None:
+        self.last_error = f"{type(error).__name__}: {error}"
+        log.exception("a batch of packets failed", session=self.session.id)
+
+    def _let_go(self, batch: list[Item]) -> None:
+        """Give back the credit of packets that were worked off, and write down what is due."""
         for item in batch:
             self._keeper.note(item.header, len(item.payload))
             self.services.consumed(item.lane)
         self._keep_up()
 
     async def _act_on(self, outcome: Outcome, batch: list[Item]) -> None:
-        for (stream, reason), count in outcome.dropped.items():
-            self._count_dropped(stream, reason, count)
+        self._count_all_dropped(outcome)
         self._unstored.extend(outcome.changes)
         await self._store_changes()
         self._note_features()
@@ -261,6 +292,10 @@ class LiveSession:
             log.error("a session is held up", session=self.session.id, error=str(error))
             return
         self._keep_up()
+
+    def _count_all_dropped(self, outcome: Outcome) -> None:
+        for (stream, reason), count in outcome.dropped.items():
+            self._count_dropped(stream, reason, count)
 
     def _count_dropped(self, stream: str, reason: str, count: int) -> None:
         self.dropped[stream, reason] += count

@@ -54,6 +54,7 @@ _LEADING = ("rgb", "detections", "head", "gaze", "hands")
 _OTHERS = ("gaze", "head", "hands", "depth", "depth_ahat")
 _IN_ROWS = frozenset({"gaze", "head"})
 _DEPTH = ("depth", "depth_ahat")
+_LIGHT = frozenset({"gaze", "head", "hands", *_DEPTH})
 _READ = frozenset({*_LEADING, *_OTHERS, "calibration"})
 """Streams that something is made of; the others are checked and counted."""
 MAX_TICKS_IN_ENGINE = 8
@@ -249,6 +250,11 @@ class SessionPipeline:
             return True
         future = first.value.future if isinstance(first.value, _Frame) else None
         return future is not None and not future.done()  # then `on_feature` is told
+
+    @staticmethod
+    def is_light(header: PacketHeader) -> bool:
+        """Whether working a packet off takes no longer than handing it to another thread."""
+        return header.stream in _LIGHT
 
     @property
     def has_ticks(self) -> bool:

@@ -83,6 +83,7 @@ async def running_server(
             model_manifest_path(config),
             intra_op_threads=config.inference_threads,
         )
+        on_cpu = model.provider == "CPUExecutionProvider"  # where a larger batch costs more a row
         rest_socket = stack.enter_context(_bind_rest(config))
         metrics = Metrics()
         publisher = Publisher(
@@ -93,7 +94,8 @@ async def running_server(
         engine = stack.enter_context(
             LocalEngine(
                 {model_key(model): model},
-                max_batch=config.inference_max_batch,
+                max_batch=config.inference_max_batch or (1 if on_cpu else 16),
+                max_calls=config.inference_calls or (os.cpu_count() or 1 if on_cpu else 1),
                 max_wait_ms=config.inference_max_wait_ms,
                 on_batch=metrics.batch_run,
             )

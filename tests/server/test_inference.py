@@ -222,6 +222,29 @@ def test_answers_keep_each_sessions_order_and_sessions_take_turns(mean: OnnxMode
     assert answered == [0, 4, 1, 5, 2, 3]
 
 
+def test_calls_run_at_once_but_never_two_for_one_session(mean: OnnxModel) -> None:
+    key, answered = model_key(mean), []
+    first_runs, second_done = threading.Event(), threading.Event()
+    with make_engine(mean, max_batch=1, max_calls=2) as engine:
+
+        def hold(future: Future[NDArray[Any]]) -> None:
+            answered.append(value_of(future))
+            first_runs.set()
+            assert second_done.wait(TIMEOUT_S)  # of the other session, so by another thread
+
+        held = engine.submit(key, "a", image(0))
+        held.add_done_callback(hold)
+        if not first_runs.wait(0.2):  # it was done before it was asked to hold
+            hold(held)
+        after = engine.submit(key, "a", image(1))
+        after.add_done_callback(lambda future: answered.append(value_of(future)))
+        assert value_of(engine.submit(key, "b", image(2))) == 2
+        answered.append(2)
+        second_done.set()
+        after.result(TIMEOUT_S)
+    assert answered == [0, 2, 1]
+
+
 def test_a_large_request_gets_its_turn_among_small_ones(mean: OnnxModel) -> None:
     key, answered, clock = model_key(mean), [], TurnedClock()
     with make_engine(mean, max_batch=4, active_s=0.0, clock=clock) as engine:
@@ -417,6 +440,7 @@ def test_a_model_whose_rows_cannot_be_batched_is_refused(tmp_path: Path) -> None
     "settings",
     [
         {"max_batch": 0},
+        {"max_calls": 0},
         {"queue_limit": 0},
         {"live_limit": 0},
         {"max_wait_ms": -1.0},
@@ -424,7 +448,7 @@ def test_a_model_whose_rows_cannot_be_batched_is_refused(tmp_path: Path) -> None
     ],
 )
 def test_limits_out_of_range_are_a_config_error(settings: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="expected max_batch >= 1"):
+    with pytest.raises(ConfigError, match="expected max_batch, max_calls"):
         LocalEngine({}, **settings)
 
 

@@ -43,6 +43,7 @@ class Plan:
     seconds: float
     warm_up_s: float = 5.0
     inference_threads: int = 1
+    inference_calls: int | None = None
     pipeline_workers: int | None = None
 
 
@@ -127,6 +128,7 @@ async def server_process(
             "publish_bind": "tcp://127.0.0.1:*",
             "inference_threads": plan.inference_threads,
             "log_level": "warning",
+            **({"inference_calls": plan.inference_calls} if plan.inference_calls else {}),
             **({"pipeline_workers": plan.pipeline_workers} if plan.pipeline_workers else {}),
             **(more or {}),
         }
