@@ -47,6 +47,8 @@ from keystep_server.storage import (
 )
 
 BATCH_PACKETS = 64
+LIVE_BATCH_PACKETS = 256
+"""Of a live session more are looked at together: in an overload old frames are passed over."""
 WRITTEN_WITHIN_S = 5.0
 """A command is answered after this even if the disk does not take it."""
 PUT_OFF_PACKETS = 64
@@ -235,7 +237,8 @@ class LiveSession:
 
     async def _work_batch(self, loop: asyncio.AbstractEventLoop) -> None:
         self._woken = False
-        batch = [self._inbox.popleft() for _ in range(min(BATCH_PACKETS, len(self._inbox)))]
+        limit = BATCH_PACKETS if self.session.replay else LIVE_BATCH_PACKETS
+        batch = [self._inbox.popleft() for _ in range(min(limit, len(self._inbox)))]
         try:
             outcome = await loop.run_in_executor(
                 self.services.executor, self.pipeline.process, batch
@@ -529,6 +532,7 @@ class LiveSession:
             "refused": dict(refused),
             "late": self.pipeline.late_counts,
             "decoded_frames": self.pipeline.decoded_count,
+            "passed_over_frames": self.pipeline.passed_over_count,
             "size_changes": self.pipeline.size_changes,
             "ticks": self.pipeline.ticks.row_count,
             "appearance_features": self.pipeline.ticks.feature_count,

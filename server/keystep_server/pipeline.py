@@ -33,7 +33,7 @@ from keystep_capture.payloads import check_image, read_array
 from keystep_capture.peers import Buffer, Lane
 from keystep_capture.recording import Position, RecordingInfo, RecordingWriter, take_back
 from keystep_capture.streams import STREAMS
-from keystep_capture.video import GapFilter, PacketDecoder
+from keystep_capture.video import GapFilter, PacketDecoder, is_keyframe
 from keystep_capture.wire import PacketHeader
 from keystep_models.cues.appearance_cue import CROP, AppearancePreprocessing
 from keystep_models.psr.logic import Detection, StepCompletion
@@ -58,6 +58,8 @@ _LIGHT = frozenset({"gaze", "head", "hands", *_DEPTH})
 _READ = frozenset({*_LEADING, *_OTHERS, "calibration"})
 """Streams that something is made of; the others are checked and counted."""
 MAX_TICKS_IN_ENGINE = 8
+LATE_NS = 250_000_000
+"""A live session's frame that has waited for longer is not decoded if a key frame follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +201,7 @@ class SessionPipeline:
         self.ticks = TickStore(folder / "ticks.rows")
         self.timings: deque[FeatureTiming] = deque(maxlen=4096)
         self.decoded_count = 0
+        self.passed_over_count = 0  # frames that needed no decoding
         self.size_changes = 0
         self.disk_error: str | None = None
         self.left_out: Counter[str] = Counter()  # ticks without an embedding, by reason
@@ -264,9 +267,13 @@ class SessionPipeline:
     def process(self, items: list[Item]) -> Outcome:
         """Work off packets in their order of arrival."""
         outcome = Outcome()
-        for item in items:
+        needless = self._needless(items)
+        for number, item in enumerate(items):
             try:
-                self._readers[item.header.stream](item, outcome)
+                if number in needless:
+                    self._pass_over(item, outcome)
+                else:
+                    self._readers[item.header.stream](item, outcome)
             except (VideoError, av.error.FFmpegError):
                 outcome.dropped[item.header.stream, "undecodable"] += 1
             except ShapeError:
@@ -277,6 +284,44 @@ class SessionPipeline:
                 outcome.dropped[item.header.stream, "unusable"] += 1
         self._store_done()
         return outcome
+
+    def _needless(self, items: list[Item]) -> frozenset[int]:
+        """Which frames need not be decoded, as a key frame follows among these packets.
+
+        So the frames between a tick and a key frame, and all of those before it that have waited
+        for too long: a live session whose decoding lags goes on at the newest group of pictures.
+        """
+        keys = [n for n, item in enumerate(items) if _is_rgb(item) and _is_key(item)]
+        if self._lossless or not keys or keys[-1] == 0:
+            return frozenset()
+        now_ns, aligner = self._clock(), self._aligner
+        key = items[keys[-1]].header
+        before = [n for n, item in enumerate(items[: keys[-1]]) if _is_rgb(item)]
+        if aligner is None or any(items[n].header.epoch != key.epoch for n in before):
+            return frozenset()
+        needless: list[int] = []
+        for n in reversed(before):  # what is decoded needs all before it
+            item = items[n]
+            wanted = aligner.wants(item.header.device_time_ns)
+            if wanted and now_ns - item.received_ns <= LATE_NS:
+                break
+            needless.append(n)
+        return frozenset(needless)
+
+    def _pass_over(self, item: Item, outcome: Outcome) -> None:
+        """Keep a frame without decoding it; its tick, if it makes one, has no features."""
+        header = item.header
+        if self._was_taken(header):
+            return
+        self._record(item, outcome)
+        _, gaps = self._decoder_of(header)
+        if not gaps.admit(header.sequence, keyframe=header.keyframe):
+            outcome.dropped["rgb", "before_keyframe"] += 1
+            return
+        self.passed_over_count += 1
+        aligner = self._aligner_for("rgb", header.epoch)
+        self.left_out["late"] += aligner.wants(header.device_time_ns)
+        self._keep(aligner.push("rgb", header.device_time_ns, _Frame(item.received_ns)))
 
     def settle(self) -> None:
         """Write the ticks whose features have come since the last packet."""
@@ -549,6 +594,15 @@ class SessionPipeline:
             gaps = GapFilter(independent=header.encoding == "jpeg")
             self._decoder = key, PacketDecoder(header.encoding), gaps
         return self._decoder[1], self._decoder[2]
+
+
+def _is_rgb(item: Item) -> bool:
+    return item.header.stream == "rgb"
+
+
+def _is_key(item: Item) -> bool:
+    """Whether decoding can start here: not only the header must say so."""
+    return item.header.keyframe and is_keyframe(item.payload, item.header.encoding)
 
 
 def _frame_of(tick: Tick) -> _Frame | None:

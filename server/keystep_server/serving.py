@@ -196,7 +196,23 @@ def _access(config: ServerConfig, store: Store) -> Access:
 
 
 class _RestServer(uvicorn.Server):
-    """Leaves the process's signals to the command that runs it."""
+    """Leaves the process's signals to the command that runs it, and lets a quiet process sleep."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._ended = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        """Look after the headers each second (uvicorn's own loop does so ten times a second)."""
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self._ended.wait()
+
+    def end(self) -> None:
+        """Begin to stop."""
+        self.should_exit = True
+        self._ended.set()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -204,9 +220,9 @@ class _RestServer(uvicorn.Server):
         yield
 
 
-async def _stop_rest(server: uvicorn.Server, serving: asyncio.Task[None], events: EventLog) -> None:
+async def _stop_rest(server: _RestServer, serving: asyncio.Task[None], events: EventLog) -> None:
     events.stop()  # open event streams would keep it alive
-    server.should_exit = True
+    server.end()
     await serving
 
 
