@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from keystep_server.load.measure import Plan, Round, Target
 
 MAX_HEADSETS = 60
+TABLE_WIDTH = 120
+"""Of what is written into a file or pipe."""
 
 
 def load(
@@ -29,6 +31,9 @@ def load(
     inference_threads: Annotated[
         str, typer.Option(help="Threads of a model call; several rounds as 1,2.")
     ] = "1",
+    inference_calls: Annotated[
+        str, typer.Option(help="Model calls at a time; several rounds as 1,2; empty: the default.")
+    ] = "",
     pipeline_workers: Annotated[
         str, typer.Option(help="Threads that decode; several rounds as 1,2; empty: the default.")
     ] = "",
@@ -57,12 +62,11 @@ def load(
         raise ConfigError("--server and --rest belong together: give both, or neither")
     counts = _numbers("--headsets", headsets, MAX_HEADSETS)
     threads = _numbers("--inference-threads", inference_threads, 256)
-    workers: list[int | None] = list(_numbers("--pipeline-workers", pipeline_workers, 256)) or [
-        None
-    ]
+    calls = _numbers_or_none("--inference-calls", inference_calls)
+    workers = _numbers_or_none("--pipeline-workers", pipeline_workers)
     if not counts or not threads:
         raise ConfigError("--headsets and --inference-threads need a number each")
-    if server is not None and (len(threads) > 1 or len(workers) > 1 or pipeline_workers):
+    if server is not None and (len(threads) > 1 or inference_calls or pipeline_workers):
         raise ConfigError("the threads of a running server are its own: leave them out")
 
     from rich.console import Console
@@ -77,15 +81,20 @@ def load(
             seconds=seconds,
             warm_up_s=warm_up,
             inference_threads=thread_count,
+            inference_calls=call_count,
             pipeline_workers=worker_count,
         )
         for thread_count in threads
+        for call_count in calls
         for worker_count in workers
         for count in counts
     ]
     target = Target(wire=server, rest=rest, token=token) if server and rest else None
     rounds, reports = asyncio.run(_run(plans, target))
-    Console().print(table(reports))
+    console = Console()
+    if not console.is_terminal:
+        console.width = TABLE_WIDTH
+    console.print(table(reports))
     if json_file is not None:
         json_file.write_text(json.dumps(whole_report(reports), indent=2) + "\n")
     if picture is not None:
@@ -107,6 +116,10 @@ def _numbers(option: str, text: str, largest: int) -> list[int]:
     if any(not 1 <= number <= largest for number in numbers):
         raise ConfigError(f"{option} expects numbers from 1 to {largest} as 1,4,8, got {text!r}")
     return numbers
+
+
+def _numbers_or_none(option: str, text: str) -> list[int | None]:
+    return list(_numbers(option, text, 256)) or [None]
 
 
 async def _run(

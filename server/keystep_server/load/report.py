@@ -42,6 +42,7 @@ def round_report(measured: Round, bare_ms: dict[str, float]) -> dict[str, Any]:
         "headsets": plan.headsets,
         "seconds": round(measured.seconds, 2),
         "inference_threads": plan.inference_threads,
+        "inference_calls": plan.inference_calls,
         "pipeline_workers": plan.pipeline_workers,
         "ticks_due": round(measured.seconds * TICK_RATE_HZ * plan.headsets),
         "features": round(total),
@@ -104,10 +105,10 @@ def table(rounds: Sequence[dict[str, Any]]) -> Table:
         shown.add_column(name, justify="right")
     for found in rounds:
         latency = found["latency_ms"]["capture_to_written"]
-        workers = found["pipeline_workers"] or "-"
+        calls, workers = (found[name] or "-" for name in ("inference_calls", "pipeline_workers"))
         shown.add_row(
             str(found["headsets"]),
-            f"{found['inference_threads']}+{workers}",
+            f"{found['inference_threads']}x{calls}+{workers}",
             _shown(found["server_ms_per_frame"]),
             _shown(sum(found["bare_ms_per_frame"].values())),
             _shown(found["ratio"]),
