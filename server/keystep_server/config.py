@@ -82,7 +82,10 @@ class ServerConfig(BaseSettings):
         None, ge=1, le=256, description="requests in one model call; by default 1 on CPU, else 16"
     )
     inference_calls: int | None = Field(
-        None, ge=1, le=256, description="model calls at a time; by default one a core on CPU, else 1"
+        None,
+        ge=1,
+        le=256,
+        description="model calls at a time; by default one a core on CPU, else 1",
     )
     inference_max_wait_ms: float = Field(
         5.0, ge=0, le=1000, description="longest wait of a request for others to share its call"

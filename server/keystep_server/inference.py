@@ -117,7 +117,11 @@ class LocalEngine:
             ConfigError: A limit out of range, or a key that is not its model's.
             ModelError: A model that cannot be batched; see `add_model`.
         """
-        if min(max_batch, max_calls, queue_limit, live_limit) < 1 or max_wait_ms < 0 or active_s < 0:
+        if (
+            min(max_batch, max_calls, queue_limit, live_limit) < 1
+            or max_wait_ms < 0
+            or active_s < 0
+        ):
             raise ConfigError(
                 "expected max_batch, max_calls, queue_limit and live_limit >= 1, max_wait_ms and "
                 f"active_s >= 0, got {max_batch}, {max_calls}, {queue_limit}, {live_limit}, "

@@ -312,9 +312,7 @@ class Worker:
             request.future.set_result(output[start:stop])
             start = stop
 
-    def _run(
-        self, model: OnnxModel, batch: list[Request], buffer: NDArray[Any]
-    ) -> NDArray[Any]:
+    def _run(self, model: OnnxModel, batch: list[Request], buffer: NDArray[Any]) -> NDArray[Any]:
         rows = batch[0].rows if len(batch) == 1 else _gather(batch, buffer)
         start_ns = self._clock()
         output = model.run(rows)
