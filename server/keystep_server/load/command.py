@@ -100,7 +100,7 @@ def load(
     if picture is not None:
         rows = [
             Histogram(
-                label=f"{found.plan.headsets} headsets",
+                label=f"{found.plan.headsets} headset{'s' * (found.plan.headsets > 1)}",
                 latencies_ms=found.latencies_ms["capture_to_written"],
             )
             for found in rounds
