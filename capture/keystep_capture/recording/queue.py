@@ -11,6 +11,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import structlog
 
@@ -18,7 +19,7 @@ from keystep_capture.clock import Clock
 from keystep_capture.errors import KeystepError
 from keystep_capture.recording.foxglove import Payload
 from keystep_capture.recording.notes import DropNote, Note
-from keystep_capture.recording.writer import RecordingWriter
+from keystep_capture.recording.writer import Position, RecordingWriter
 from keystep_capture.streams import STREAMS
 from keystep_capture.wire import PacketHeader
 
@@ -27,6 +28,10 @@ PACKET_OVERHEAD_BYTES = 1024
 """What a waiting packet takes beside its payload, at most."""
 NEWEST_SHARE = 0.75
 """`newest` streams are left out beyond this share of the limit; the rest is kept for the others."""
+GATHER_S = 0.1
+"""What was offered waits so long for more, since waking a thread costs more than a packet."""
+GATHER_BYTES = 1024 * 1024
+"""When so much waits, it is written at once."""
 RETRY_AFTER_NS = 2_000_000_000
 """After an error of the disk nothing is written for so long, then a further part is begun."""
 
@@ -52,6 +57,52 @@ class QueueState:
     disk_error: str | None
 
 
+class QueueMark:
+    """A moment among what was offered: reached when all before it was flushed, or was lost.
+
+    Attributes:
+        position: Where the recording ended then, once reached; None: nothing was ever flushed.
+    """
+
+    def __init__(self) -> None:
+        self.position: Position | None = None
+        self._reached = threading.Event()
+        self._calls: list[Callable[[], None]] = []
+        self._lock = threading.Lock()
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether all that was offered before is with the operating system, or was counted."""
+        return self._reached.is_set()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until it is reached; False where time ran out."""
+        return self._reached.wait(timeout_s)
+
+    def when_reached(self, call: Callable[[], None]) -> None:
+        """Call something once it is reached, in the writing thread; at once if it is already."""
+        with self._lock:
+            if not self._reached.is_set():
+                self._calls.append(call)
+                return
+        call()
+
+    def reach(self, position: Position | None) -> None:
+        """Say that it is reached; for who writes."""
+        with self._lock:
+            self.position = position
+            self._reached.set()
+            calls, self._calls = self._calls, []
+        for call in calls:
+            call()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _MarkItem:
+    mark: QueueMark
+    size: int = 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _PacketItem:
     header: PacketHeader
@@ -66,6 +117,9 @@ class _NoteItem:
     device_time_ns: int
     receive_time_ns: int
     size: int
+
+
+_Item: TypeAlias = _PacketItem | _NoteItem | _MarkItem
 
 
 class RecordingQueue:
@@ -87,9 +141,10 @@ class RecordingQueue:
         """
         self._writer = writer
         self._limit_bytes = limit_bytes
+        self._gather_bytes = min(GATHER_BYTES, limit_bytes // 4)
         self._clock = clock
         self._changed = threading.Condition()
-        self._waiting: deque[_PacketItem | _NoteItem] = deque()
+        self._waiting: deque[_Item] = deque()
         self._queued_bytes = 0
         self._skipping: set[tuple[str, int]] = set()  # videos that wait for their key frame
         self._dropped: Counter[str] = Counter()
@@ -98,7 +153,11 @@ class RecordingQueue:
         self._retry_ns = 0
         self._newest_ns = 0
         self._busy = False
+        self._urgent = False  # somebody waits for what was offered so far
+        self._behind = False  # not all that waited was taken
         self._closing = False
+        self._ended = False
+        self._position: Position | None = None
         self._thread = threading.Thread(target=self._run, name="keystep recording", daemon=True)
         self._thread.start()
 
@@ -145,6 +204,22 @@ class RecordingQueue:
             self._put(item)
         return True
 
+    def mark(self) -> QueueMark:
+        """Note this moment; what was offered so far is written and flushed without delay."""
+        mark = QueueMark()
+        with self._changed:
+            if not self._ended:
+                self._put(_MarkItem(mark=mark))
+                self._hurry()
+                return mark
+        mark.reach(self._position)
+        return mark
+
+    @property
+    def queued_bytes(self) -> int:
+        """What waits."""
+        return self._queued_bytes
+
     def state(self) -> QueueState:
         """How the queue stands now."""
         with self._changed:
@@ -159,6 +234,7 @@ class RecordingQueue:
     def drain(self, timeout_s: float = 30.0) -> bool:
         """Wait until all that was offered is written or given up; False where time ran out."""
         with self._changed:
+            self._hurry()
             return self._changed.wait_for(
                 lambda: not self._waiting and not self._busy, timeout=timeout_s
             )
@@ -192,11 +268,20 @@ class RecordingQueue:
         self._skipping.discard(lane)
         return True
 
-    def _put(self, item: _PacketItem | _NoteItem) -> None:
+    def _put(self, item: _Item) -> None:
         self._waiting.append(item)
         self._queued_bytes += item.size
-        if not self._busy:
+        if not self._busy and (len(self._waiting) == 1 or self._is_full_enough):
             self._changed.notify_all()
+
+    @property
+    def _is_full_enough(self) -> bool:
+        in_time = self._urgent or self._behind or self._closing
+        return in_time or self._queued_bytes >= self._gather_bytes
+
+    def _hurry(self) -> None:
+        self._urgent = True
+        self._changed.notify_all()
 
     def _count_drop(self, stream: str) -> None:
         self._dropped[stream] += 1
@@ -207,24 +292,39 @@ class RecordingQueue:
     def _run(self) -> None:
         while (batch := self._take()) is not None:
             for item in batch:
-                self._write(item)
+                if isinstance(item, _MarkItem):
+                    self._reach(item.mark)
+                else:
+                    self._write(item)
             self._tell_drops()
             self._guard(self._writer.flush_if_due)
             with self._changed:
                 self._queued_bytes -= sum(item.size for item in batch)
                 self._busy = False
                 self._changed.notify_all()
+        self._guard(self._flush)
         self._guard(self._writer.close)
 
-    def _take(self) -> list[_PacketItem | _NoteItem] | None:
+    def _take(self) -> list[_Item] | None:
         """What waits; an empty list after half a second of silence, None at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closing, timeout=0.5)
-            if not self._waiting:
-                return None if self._closing else []
-            count = min(len(self._waiting), 64)
-            self._busy = True
-            return [self._waiting.popleft() for _ in range(count)]
+            if self._waiting:
+                self._changed.wait_for(lambda: self._is_full_enough, timeout=GATHER_S)
+            self._busy = bool(self._waiting)
+            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), 64))]
+            self._behind = bool(self._waiting)
+            self._urgent = self._urgent and self._behind
+            self._ended = self._closing and not batch
+            return None if self._ended else batch
+
+    def _reach(self, mark: QueueMark) -> None:
+        if self._disk_error is None:
+            self._guard(self._flush)
+        mark.reach(self._position)
+
+    def _flush(self) -> None:
+        self._position = self._writer.flush() or self._position
 
     def _write(self, item: _PacketItem | _NoteItem) -> None:
         if self._disk_error is not None and self._clock() < self._retry_ns:
@@ -245,8 +345,8 @@ class RecordingQueue:
         except OSError as error:
             self._fail(error)
             self._lose(item)
-        except KeystepError as error:  # a packet that should not have been offered
-            log.warning("a packet was not recorded", error=str(error))
+        except (KeystepError, TypeError, ValueError) as error:  # it should not have been offered
+            log.warning("something was not recorded", error=str(error))
             self._lose(item)
         else:
             self._recover()

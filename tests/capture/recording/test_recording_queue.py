@@ -151,3 +151,34 @@ def test_a_closed_queue_takes_nothing(tmp_path: Path, tools: Any) -> None:
     assert not queue.offer(*tools.sensor_packets("gaze", 1)[0])
     assert not queue.offer_note(SessionNote(event="late"), device_time_ns=0)
     assert queue.state().dropped == {"gaze": 1, "notes": 1}
+
+
+def test_a_mark_is_reached_when_all_before_it_can_be_read(tmp_path: Path, tools: Any) -> None:
+    queue = RecordingQueue(RecordingWriter(tmp_path / "r", RecordingInfo(session="s")))
+    for header, payload in tools.sensor_packets("gaze", 30):
+        queue.offer(header, payload)
+    mark = queue.mark()
+    called = threading.Event()
+    mark.when_reached(called.set)
+    assert mark.wait(30)
+    assert called.wait(30)
+    assert mark.position is not None
+    assert mark.position.size_bytes == (tmp_path / "r" / mark.position.part).stat().st_size
+    assert packets_of(tmp_path / "r", "gaze") == list(range(30))  # before it is closed
+    assert queue.close()
+    assert queue.mark().is_reached
+
+
+def test_a_mark_waits_for_a_slow_disk_and_not_for_a_failed_one(
+    slow: SlowWriter, tools: Any
+) -> None:
+    queue = RecordingQueue(slow)
+    queue.offer(*tools.sensor_packets("gaze", 1)[0])
+    mark = queue.mark()
+    assert not mark.is_reached
+    slow.error = OSError(28, "No space left on device")
+    slow.may_write.set()
+    assert mark.wait(30)
+    assert mark.position is None
+    assert queue.state().dropped == {"gaze": 1}
+    assert queue.close()
