@@ -56,12 +56,6 @@ SetRecording: TypeAlias = Callable[[str, bool], Awaitable[CommandOutcome]]
 """Begins or ends a recording of a session (its id, on or off) and says how that went."""
 
 
-async def no_recording_yet(session_id: str, on: bool) -> CommandOutcome:
-    """Refuse: this server keeps each session's video and ticks always, and no more on request."""
-    log.info("asked to record", session=session_id, on=on, accepted=False)
-    return CommandOutcome(accepted=False, text="This server does not record on request yet.")
-
-
 class CommandMemory:
     """Answers to a session's newest commands by their ids."""
 
@@ -94,7 +88,7 @@ class CommandDesk:
         registry: SessionRegistry,
         live_of: Callable[[str], LiveSession | None],
         announce: Callable[[str, str], None],
-        set_recording: SetRecording = no_recording_yet,
+        set_recording: SetRecording,
     ) -> None:
         """Take what commands act on.
 
@@ -177,6 +171,7 @@ class CommandDesk:
             return _refused("The session is paused already." if paused else "It is not paused.")
         await self._registry.set_paused(live.session.id, paused)
         live.set_paused(paused)
+        live.recorder.session_note("paused" if paused else "resumed")
         self._announce(live.session.id, "paused" if paused else "open")
         if live.guide is None:
             return CommandOutcome(accepted=True, text="Paused." if paused else "Going on.")
@@ -255,6 +250,7 @@ async def _complete_shown(live: LiveSession, guide: Guide, command_id: str) -> C
             occurrence=sum(event.step_id == step.id for event in told),
         )
         stored = await services.events.append(session_id, event)
+        live.recorder.step_event(stored)
         services.metrics.step_event_stored(event.branch.value, event.kind.value)
     event_id = before[0].id if before else stored.id
     guide.standing.add(guide.logic.declare(step.id), event_id)

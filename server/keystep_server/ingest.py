@@ -33,9 +33,7 @@ from keystep_models.psr.procedure import Procedure, builtin_procedure
 from keystep_server.commands import (
     CommandDesk,
     CommandOutcome,
-    SetRecording,
     command_result,
-    no_recording_yet,
 )
 from keystep_server.events import EventLog
 from keystep_server.guidance import Guide
@@ -46,6 +44,7 @@ from keystep_server.metrics import Metrics
 from keystep_server.pictures import step_pictures
 from keystep_server.pipeline import SessionPipeline
 from keystep_server.publish import Publisher
+from keystep_server.recorder import SessionRecorder, ask_to_record, is_to_be_recorded
 from keystep_server.sessions import SessionRegistry
 from keystep_server.storage import (
     KeyStepSource,
@@ -80,7 +79,6 @@ class IngestParts:
     settings: ExtractionSettings
     worker_count: int
     clock: Clock = time.monotonic_ns
-    set_recording: SetRecording = no_recording_yet
 
 
 class Ingest:
@@ -110,7 +108,7 @@ class Ingest:
             registry=registry,
             live_of=self._live.get,
             announce=self._parts.publisher.session,
-            set_recording=self._parts.set_recording,
+            set_recording=self._set_recording,
         )
         self._receiver = Receiver(self, bind=bind, guard=guard, clock=self._parts.clock)
         self._watch = asyncio.get_running_loop().create_task(self._look_around())
@@ -166,6 +164,7 @@ class Ingest:
         else:
             live.show(peer)
         self._parts.publisher.session(peer.session_id, "paused" if live.paused else "open")
+        live.recorder.session_note("joined", source=peer.hello.client, epoch=peer.epoch)
         log.info(
             "source joined",
             session=peer.session_id,
@@ -210,6 +209,37 @@ class Ingest:
         assert self._desk is not None
         return await self._desk.run(session_id, command, command_id)
 
+    async def ask_to_record(self, session_id: str, on: bool) -> None:
+        """Record a session that was just opened, or only its video, instead of the default.
+
+        Raises:
+            StateError: The disk does not take it.
+        """
+        async with self._opening.setdefault(session_id, asyncio.Lock()):
+            try:
+                await asyncio.to_thread(ask_to_record, self._folder(session_id), on)
+            except OSError as error:
+                raise StateError(
+                    f"session {session_id} is open, but whether to record it was not written "
+                    f"({error.strerror}); make room on the disk and say it again"
+                ) from None
+            if (live := self._live.get(session_id)) is not None:
+                live.set_recording(on)
+
+    async def _set_recording(self, session_id: str, on: bool) -> CommandOutcome:
+        """Begin or end the recording of a live session, between two of its batches."""
+        live = self._live[session_id]
+        if live.recorder.everything == on:
+            text = "This is being recorded already." if on else "This is not being recorded."
+            return CommandOutcome(accepted=False, text=text)
+        try:
+            await asyncio.to_thread(ask_to_record, live.folder, on)
+        except OSError as error:
+            log.error("not recorded as asked", session=session_id, error=str(error))
+            return CommandOutcome(accepted=False, text="The server's disk is full or broken.")
+        live.set_recording(on)
+        return CommandOutcome(accepted=True, text="Recording." if on else "Recording stopped.")
+
     def picture(self, peer: Peer, picture: str) -> tuple[wire.PictureEncoding, bytes] | None:
         """A picture of the procedure of a peer's session."""
         live = self._live.get(peer.session_id)
@@ -228,6 +258,7 @@ class Ingest:
         live = self._live.get(peer.session_id)
         if live is not None:
             live.leave(peer)
+            live.recorder.session_note("left", source=peer.hello.client, epoch=peer.epoch)
         log.info("source left", session=peer.session_id, device=peer.hello.device)
 
     # -- the registry's hooks --------------------------------------------------------------------
@@ -352,6 +383,12 @@ class Ingest:
                 lossless=session.replay,
                 rate_hz=parts.feature_rate_hz,
                 logic=guide.logic if guide else None,
+                recorder=SessionRecorder(
+                    folder,
+                    session,
+                    everything=is_to_be_recorded(folder, session.kind),
+                    clock=parts.clock,
+                ),
                 clock=parts.clock,
                 on_feature=lambda: self._wake(session.id),
             ),
@@ -451,6 +488,9 @@ class Ingest:
                 live.keep_up()
                 live.look_for_silence()
                 live.count_packets()
+                live.recorder.note_clocks(live.peers)
+            waiting = sum(live.recorder.waiting_bytes for live in self._live.values())
+            self._parts.metrics.set_recording_backlog(waiting)
             self._count_refused()
 
     def _count_refused(self) -> None:

@@ -7,6 +7,8 @@ come, it becomes a checkpoint on the disk; then, and only then, its packets are 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -107,6 +109,17 @@ class Keeper:
             self._pending = mark, draft(mark)
             self._written_ns, self._unwritten_packets = self._clock(), 0
             self._at_once = False
+            loop = asyncio.get_running_loop()
+            mark.recorded.when_reached(functools.partial(self._wake, loop))
+        self._commit_pending()
+
+    def _wake(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Called in the recording's thread: a marked moment is in its files."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and with it the session
+            loop.call_soon_threadsafe(self._commit_pending)
+
+    def _commit_pending(self) -> None:
+        """Write the marked moment down, if all of it has come."""
         if self._pending is None or not self._pipeline.is_written(self._pending[0]):
             return
         if self._writer is None or self._writer.done():
@@ -119,10 +132,13 @@ class Keeper:
         Raises:
             OSError: The disk did not take it.
         """
+        self._pending = None
         if self._writer is not None:
             await asyncio.gather(self._writer, return_exceptions=True)
-        self._pending = None
-        checkpoint = draft(self._pipeline.mark())()
+        mark = self._pipeline.mark()
+        if not await asyncio.to_thread(mark.recorded.wait):
+            raise OSError("the disk does not take the recording")
+        checkpoint = draft(mark)()
         await asyncio.to_thread(self.write, checkpoint)
         self._on_written(checkpoint)
 

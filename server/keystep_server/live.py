@@ -35,6 +35,7 @@ from keystep_server.latency import DisplayLatencies, Evidence, LatencyWindow
 from keystep_server.metrics import Metrics
 from keystep_server.pictures import StepPicture
 from keystep_server.pipeline import Change, Item, Outcome, PipelineMark, SessionPipeline
+from keystep_server.recorder import SessionRecorder
 from keystep_server.standing import StandingReports
 from keystep_server.storage import (
     Branch,
@@ -122,6 +123,11 @@ class LiveSession:
             clock=self.services.clock,
             on_written=self._acknowledge,
         )
+
+    @property
+    def recorder(self) -> SessionRecorder:
+        """Where the session is recorded."""
+        return self.pipeline.recorder
 
     # -- packets ---------------------------------------------------------------------------------
 
@@ -222,6 +228,7 @@ class LiveSession:
                 await loop.run_in_executor(self.services.executor, finish)
                 self._note_features()
                 await self._store_changes()
+                self.recorder.session_note("closed" if flush else "server stopped")
                 await self._keeper.finish(functools.partial(self._draft, spare_revisions=1))
             finally:
                 self.pipeline.close()
@@ -327,6 +334,7 @@ class LiveSession:
             evidence={"method": self.guide.logic.method, "stream": header.stream},
         )
         stored = await self.services.events.append(self.session.id, event)
+        self.recorder.step_event(stored)
         self.guide.standing.add(step, stored.id)
         now_ns = self.services.clock()
         self.services.metrics.step_event_stored(event.branch.value, event.kind.value)
@@ -351,10 +359,11 @@ class LiveSession:
             },
         )
         try:
-            await self.services.events.retract(event_id, taken_back)
+            stored = await self.services.events.retract(event_id, taken_back)
         except Exception:
             self.guide.standing.add(retraction.step, event_id)  # it will be tried again
             raise
+        self.recorder.step_event(stored)
 
     def store_progress(self) -> None:
         """Write down how far the procedure is; blocks. Without a procedure there is nothing."""
@@ -404,7 +413,9 @@ class LiveSession:
         """Send the newest guidance to all who are to have it."""
         if self.guide is None or self.guide.latest is None:
             return
-        self.services.publish_guidance(self.session.id, self.guide.latest)
+        latest = self.guide.latest
+        self.recorder.note(latest, device_time_ns=latest.device_time_ns)
+        self.services.publish_guidance(self.session.id, latest)
         for peer in list(self.peers):  # sending to one that is gone takes it out
             self.show(peer)
 
@@ -432,6 +443,7 @@ class LiveSession:
         if ack.revision > self.guide.latest.revision:
             return
         self.acknowledged_revision = max(self.acknowledged_revision, ack.revision)
+        self.recorder.note(ack, device_time_ns=self.guide.latest.device_time_ns)
         now_ns = self.services.clock()
         display = "showing" if ack.displayed else ack.reason or "not_displayed"
         if display != self.display:
@@ -455,6 +467,14 @@ class LiveSession:
         self.paused = self.pipeline.paused = paused
         if self.guide is not None:
             self.guide.paused = paused
+
+    def set_recording(self, on: bool) -> None:
+        """Record all streams and notes from now on, or only what always is."""
+        recorder = self.recorder
+        if on:
+            recorder.everything = True
+        recorder.session_note("recording started" if on else "recording stopped")
+        recorder.everything = on
 
     def newest_moment(self) -> tuple[int, int]:
         """Device time, ns, of the newest packet and its epoch; time 0 before the first."""
@@ -514,6 +534,10 @@ class LiveSession:
             total = lane.taken_count
             self.services.metrics.packets_taken(name, total - packets, lane.byte_count - byte_count)
             self._counted[name] = (total, lane.byte_count)
+        written, dropped = self.recorder.new_counts()
+        self.services.metrics.packets_recorded(written)
+        for stream, count in dropped.items():
+            self.services.metrics.recording_dropped(stream, count)
 
     def stats(self) -> dict[str, Any]:
         """What `/stats` shows, JSON-ready."""
@@ -541,13 +565,14 @@ class LiveSession:
             "features_left_out": dict(self.pipeline.left_out),
             "latency": self.latencies.summary(),
             "clocks": clocks,
+            "recording": self.recorder.stats(),
             "connections": len(self.peers),
             "display": self.display,
             "guidance": {
                 "revision": latest.revision if latest else 0,
                 "acknowledged_revision": self.acknowledged_revision,
             },
-            "last_error": self.last_error or self._keeper.error or self.pipeline.disk_error,
+            "last_error": self.last_error or self._keeper.error or self.recorder.disk_error,
         }
 
     def _clock_stats(self, peer: Peer, now_ns: int) -> dict[str, Any]:

@@ -18,6 +18,15 @@ class Metrics:
         self._packets = self._counter("packets", "Packets taken", "stream")
         self._bytes = self._counter("payload_bytes", "Payload bytes taken", "stream")
         self._drops = self._counter("dropped_packets", "Packets dropped", "stream", "reason")
+        self._recorded = self._counter("recorded_packets", "Packets written into recordings")
+        self._not_recorded = self._counter(
+            "recording_dropped_packets", "Packets the disk was too slow or too full for", "stream"
+        )
+        self._recording_backlog = Gauge(
+            "keystep_recording_waiting_bytes",
+            "What waits to be written into recordings",
+            registry=self.registry,
+        )
         self._connections = self._counter(
             "connections", "Connections by what became of them", "socket", "outcome"
         )
@@ -63,6 +72,18 @@ class Metrics:
     def packets_dropped(self, stream: str, reason: str, count: int = 1) -> None:
         """Count packets that were not used, by the word that says why."""
         self._drops.labels(stream, reason).inc(count)
+
+    def packets_recorded(self, count: int) -> None:
+        """Count packets that were written into a recording."""
+        self._recorded.inc(count)
+
+    def recording_dropped(self, stream: str, count: int) -> None:
+        """Count packets left out of a recording; `notes` is a stream here."""
+        self._not_recorded.labels(stream).inc(count)
+
+    def set_recording_backlog(self, waiting_bytes: int) -> None:
+        """State how much waits to be written into recordings."""
+        self._recording_backlog.set(waiting_bytes)
 
     def set_connections(self, socket: str, counts: Mapping[str, int]) -> None:
         """Bring a socket's connections by outcome (docs/security.md) up to date."""

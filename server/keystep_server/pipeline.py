@@ -6,7 +6,6 @@ one session), and touches nothing outside its session. Inference runs in the eng
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
@@ -31,7 +30,6 @@ from keystep_capture.errors import (
 )
 from keystep_capture.payloads import check_image, read_array
 from keystep_capture.peers import Buffer, Lane
-from keystep_capture.recording import Position, RecordingInfo, RecordingWriter, take_back
 from keystep_capture.streams import STREAMS
 from keystep_capture.video import GapFilter, PacketDecoder, is_keyframe
 from keystep_capture.wire import PacketHeader
@@ -43,12 +41,12 @@ from keystep_server.checkpoint import (
     FrameState,
     PipelineState,
     ValueState,
-    VideoState,
     aligner_fields,
     aligner_state,
 )
 from keystep_server.features import TickStore
 from keystep_server.inference import InferenceEngine
+from keystep_server.recorder import RecordedMoment, SessionRecorder
 
 _LEADING = ("rgb", "detections", "head", "gaze", "hands")
 _OTHERS = ("gaze", "head", "hands", "depth", "depth_ahat")
@@ -131,7 +129,7 @@ class PipelineMark:
     detection_count: int
     waiting: tuple[_Frame | None, ...]
     aligned: tuple[AlignerState, int] | None
-    video: VideoState | None
+    recorded: RecordedMoment
 
     @property
     def needed_rows(self) -> int:
@@ -154,7 +152,7 @@ class PipelineMark:
             feature_count=self.feature_count + found,
             detection_count=self.detection_count,
             aligner=aligner,
-            video=self.video,
+            video=self.recorded.state(),
         )
 
 
@@ -171,6 +169,7 @@ class SessionPipeline:
         lossless: bool,
         rate_hz: float,
         logic: Recogniser | None,
+        recorder: SessionRecorder,
         clock: Clock = time.monotonic_ns,
         on_feature: Callable[[], None] = lambda: None,
     ) -> None:
@@ -184,6 +183,7 @@ class SessionPipeline:
             lossless: Wait for the engine rather than let a newer frame replace an older one.
             rate_hz: Ticks a second.
             logic: Step recognition from detections; None where there is no procedure.
+            recorder: Where packets and ticks are recorded; closed with this.
             clock: Monotonic clock, ns.
             on_feature: Told, in the engine's thread, when a frame's features are there or will
                 never be: a tick may be written now.
@@ -203,10 +203,8 @@ class SessionPipeline:
         self.decoded_count = 0
         self.passed_over_count = 0  # frames that needed no decoding
         self.size_changes = 0
-        self.disk_error: str | None = None
         self.left_out: Counter[str] = Counter()  # ticks without an embedding, by reason
-        self._recorder: RecordingWriter | None = None
-        self._video_before: VideoState | None = None  # of a run before this one
+        self.recorder = recorder
         self._preprocessing = AppearancePreprocessing()
         self._decoder: tuple[tuple[int, str], PacketDecoder, GapFilter] | None = None
         self._size: tuple[int, int] | None = None
@@ -269,6 +267,8 @@ class SessionPipeline:
         outcome = Outcome()
         needless = self._needless(items)
         for number, item in enumerate(items):
+            if not self._was_taken(item.header):
+                self.recorder.take(item.header, item.payload, item.received_ns)
             try:
                 if number in needless:
                     self._pass_over(item, outcome)
@@ -313,7 +313,6 @@ class SessionPipeline:
         header = item.header
         if self._was_taken(header):
             return
-        self._record(item, outcome)
         _, gaps = self._decoder_of(header)
         if not gaps.admit(header.sequence, keyframe=header.keyframe):
             outcome.dropped["rgb", "before_keyframe"] += 1
@@ -338,10 +337,7 @@ class SessionPipeline:
     def close(self) -> None:
         """Close the files."""
         self.ticks.close()
-        if self._recorder is not None:
-            with contextlib.suppress(OSError):  # a full disk: said when a packet was not recorded
-                self._recorder.close()
-            self._recorder = None
+        self.recorder.close()
 
     # -- resume ----------------------------------------------------------------------------------
 
@@ -353,18 +349,18 @@ class SessionPipeline:
             detection_count=self.detection_count,
             waiting=tuple(_frame_of(tick) for tick, _ in self._waiting),
             aligned=(self._aligner.state(), self._epoch) if self._aligner else None,
-            video=self._video_state(),
+            recorded=self.recorder.mark(),
         )
 
     def is_written(self, mark: PipelineMark) -> bool:
-        """Whether everything of a moment has come and its ticks are in the file."""
-        return mark.has_come and self.ticks.flushed_count >= mark.needed_rows
+        """Whether everything of a moment has come and it is in the files."""
+        in_files = self.ticks.flushed_count >= mark.needed_rows and mark.recorded.is_reached
+        return in_files and mark.has_come
 
     def sync(self) -> None:
-        """Wait until ticks and video are on the disk; may run beside `process`."""
+        """Wait until ticks and recording are on the disk; may run beside `process`."""
         self.ticks.sync()
-        if (recorder := self._recorder) is not None:
-            recorder.sync()
+        self.recorder.sync()
 
     def restore(self, state: PipelineState, taken: Mapping[str, tuple[int, int]]) -> None:
         """Go on from a moment that was written down; nothing may have been processed.
@@ -380,8 +376,10 @@ class SessionPipeline:
         self.ticks.truncate(state.row_count, state.feature_count)
         self._taken = dict(taken)
         self.detection_count = state.detection_count
-        if self._lossless:  # else the video is not sent again, and all of it is worth keeping
-            self._take_back_video(state.video)
+        if self._lossless:
+            self.recorder.take_back(state.video)
+        else:  # its video is not sent again, and all of it is worth keeping
+            self.recorder.go_on_after(state.video)
         if (fields := state.aligner) is None:
             return
         try:
@@ -390,26 +388,6 @@ class SessionPipeline:
         except (ValueError, TypeError) as error:
             raise DataError(f"samples that ticks wait for cannot be read: {error}") from error
         self._aligner, self._leading, self._epoch = aligner, fields.leading, fields.epoch
-
-    def _video_state(self) -> VideoState | None:
-        if self._recorder is None:
-            return self._video_before
-        try:
-            written = self._recorder.flush()
-        except OSError as error:
-            self.disk_error = f"video is not recorded: {error}"
-            return self._video_before
-        if written is None:
-            return self._video_before
-        return VideoState(part=written.part, size_bytes=written.size_bytes)
-
-    def _take_back_video(self, video: VideoState | None) -> None:
-        """Cut off what will be sent and recorded again."""
-        self._video_before = video
-        written = None
-        if video is not None:
-            written = Position(part=video.part, size_bytes=video.size_bytes)
-        take_back(self._folder / "recording", written)
 
     def _was_taken(self, header: PacketHeader) -> bool:
         epoch, sequence = self._taken.get(header.stream, (-1, -1))
@@ -420,8 +398,8 @@ class SessionPipeline:
     def _take_rgb(self, item: Item, outcome: Outcome) -> None:
         header = item.header
         again = self._was_taken(header)
-        if not again:
-            self._record(item, outcome)
+        if self._lossless:
+            self.recorder.wait_for_room()
         decoder, gaps = self._decoder_of(header)
         if not gaps.admit(header.sequence, keyframe=header.keyframe):
             outcome.dropped["rgb", "before_keyframe"] += not again
@@ -537,7 +515,9 @@ class SessionPipeline:
             if future is not None and not future.done() and not wait:
                 break
             self._waiting.popleft()
-            self.ticks.append(tick, epoch, self._result(future))
+            embedding = self._result(future)
+            self.ticks.append(tick, epoch, embedding)
+            self.recorder.tick(tick, epoch, embedding, self._model)
             if frame is not None and frame.done_ns:
                 written.append((tick.device_time_ns, frame))
         self.ticks.flush()
@@ -576,17 +556,6 @@ class SessionPipeline:
     def _await_room(self) -> None:
         while len(self._in_engine) >= MAX_TICKS_IN_ENGINE:
             self._in_engine.popleft().exception()
-
-    def _record(self, item: Item, outcome: Outcome) -> None:
-        """Keep a packet on disk; guidance does not wait for a disk that fails."""
-        try:
-            if self._recorder is None:
-                info = RecordingInfo(session=self._session_id)
-                self._recorder = RecordingWriter(self._folder / "recording", info)
-            self._recorder.write_packet(item.header, item.payload, receive_time_ns=item.received_ns)
-        except OSError as error:
-            self.disk_error = f"video is not recorded: {error}"
-            outcome.dropped["rgb", "not_recorded"] += 1
 
     def _decoder_of(self, header: PacketHeader) -> tuple[PacketDecoder, GapFilter]:
         key = (header.epoch, header.encoding)

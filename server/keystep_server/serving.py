@@ -128,6 +128,7 @@ async def running_server(
                 validate_procedure=_check_procedure,
                 choose_method=functools.partial(_choose_method, config.default_method),
                 latencies_of=ingest.latencies_of,
+                ask_to_record=ingest.ask_to_record,
             ),
         )
         receiver = ingest.start(

@@ -64,6 +64,10 @@ def check_device_id(device_id: str) -> str:
     return device_id
 
 
+async def _record_nothing(_session_id: str, _on: bool) -> None:
+    return
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionHooks:
     """What the rest of the server does for the registry.
@@ -76,6 +80,8 @@ class SessionHooks:
         choose_method: Given a procedure and the method asked for (None: none in particular), the
             name of the one to recognise steps by; raises ConfigError where that cannot be.
         latencies_of: JSON-ready newest latencies of a live session; empty for another.
+        ask_to_record: Told whether a session that was just opened is to be recorded, where that
+            was said.
     """
 
     on_close: Callable[[str], Awaitable[None]]
@@ -83,6 +89,7 @@ class SessionHooks:
     validate_procedure: Callable[[str], None]
     choose_method: Callable[[str, str | None], str]
     latencies_of: Callable[[str], dict[str, Any]] = lambda _session_id: {}
+    ask_to_record: Callable[[str, bool], Awaitable[None]] = _record_nothing
 
 
 class SessionRegistry:
@@ -115,8 +122,9 @@ class SessionRegistry:
         method: str | None = None,
         replay: bool = False,
         time_scale: float = 1.0,
+        record: bool | None = None,
     ) -> Session:
-        """Open a session.
+        """Open a session; `record` says whether all of it is recorded, None: if it is an expert's.
 
         Raises:
             ConfigError: There is no such method, or it cannot run live.
@@ -124,7 +132,10 @@ class SessionRegistry:
             NotFoundError: There is no such procedure.
             StateError: The device has a session that is not closed; the message names it.
         """
-        return await self._open(device_id, kind, task, procedure, method, replay, time_scale)
+        session = await self._open(device_id, kind, task, procedure, method, replay, time_scale)
+        if record is not None:
+            await self._hooks.ask_to_record(session.id, record)
+        return session
 
     async def session_for_device(
         self,

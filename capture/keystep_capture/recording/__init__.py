@@ -5,12 +5,13 @@
 
 from keystep_capture.recording.entries import RecordedNote, RecordedPacket
 from keystep_capture.recording.info import RecordingInfo
-from keystep_capture.recording.queue import RecordingQueue
+from keystep_capture.recording.queue import QueueMark, RecordingQueue
 from keystep_capture.recording.reader import Recording
 from keystep_capture.recording.writer import Position, RecordingWriter, part_paths, take_back
 
 __all__ = [
     "Position",
+    "QueueMark",
     "RecordedNote",
     "RecordedPacket",
     "Recording",

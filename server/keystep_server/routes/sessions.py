@@ -57,6 +57,7 @@ async def create_session(deps: Deps, body: SessionIn, response: Response) -> Ses
         method=body.method,
         replay=body.replay,
         time_scale=body.time_scale,
+        record=body.record,
     )
     response.headers["Location"] = f"{API}/sessions/{session.id}"
     return SessionOut.model_validate(session)
