@@ -1,4 +1,4 @@
-"""Reads a recording, a file or a folder of parts, as packets and notes.
+"""Reads a recording, a file or a folder of parts, as packets and notes; each packet once.
 
 Opening reads the index only; a part without one (its writer was killed) is read up to where it
 breaks. Memory: one chunk, and when read by device time those that overlap in time.
@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, Self, TypeAlias
 
 from keystep_capture.errors import DataError
 from keystep_capture.recording import schemas
+from keystep_capture.recording.doubles import NothingSeen, SeenPackets
 from keystep_capture.recording.entries import (
     EntryDecoder,
     RecordedNote,
@@ -145,10 +146,13 @@ class Recording:
         Raises:
             DamagedError: A chunk or message is damaged; one line with the file and the byte.
         """
+        seen = self._seen()
         for part_idx in range(len(self.parts)):
             decoder = self._decoder(part_idx, skip_damage)
             for idx in range(self.parts[part_idx].chunk_count):
-                yield from decoder.entries(idx)
+                for entry in decoder.entries(idx):
+                    if isinstance(entry, RecordedNote) or seen.is_new(entry):
+                        yield entry
 
     def notes(self, *kinds: str, skip_damage: bool = False) -> Iterator[RecordedNote]:
         """Notes in their order of arrival: of some kinds, or all.
@@ -233,11 +237,12 @@ class Recording:
         window: _Window,
         skip_damage: bool,
     ) -> Iterator[RecordedPacket]:
+        seen = self._seen()
         for part_idx, part in enumerate(self.parts):
             decoder = self._decoder(part_idx, skip_damage, streams=streams, kinds=None, epoch=epoch)
             for idx in range(part.chunk_count):
                 if window.meets(*part.chunk_times(idx)):
-                    yield from _inside(decoder.entries(idx), window)
+                    yield from filter(seen.is_new, _inside(decoder.entries(idx), window))
 
     def _by_device_time(
         self, streams: tuple[str, ...] | None, epoch: int, window: _Window, skip_damage: bool
@@ -253,12 +258,13 @@ class Recording:
             if window.meets(*part.chunk_times(idx))
         )
         held: list[tuple[int, int, int, RecordedPacket]] = []
-        held_bytes = 0
+        held_bytes, seen = 0, self._seen()
         for start_ns, _, part_idx, idx in chunks:
             while held and held[0][0] < start_ns:
                 packet = heapq.heappop(held)[-1]
                 held_bytes -= len(packet.payload) + 1024
-                yield packet
+                if seen.is_new(packet):
+                    yield packet
             for packet in _inside(decoders[part_idx].entries(idx), window):
                 time_ns = packet.header.device_time_ns
                 heapq.heappush(held, (time_ns, part_idx, packet.arrival, packet))
@@ -270,7 +276,12 @@ class Recording:
                         f"{MAX_HELD_BYTES >> 20} MiB overlap in time; read in order of arrival"
                     )
         while held:
-            yield heapq.heappop(held)[-1]
+            packet = heapq.heappop(held)[-1]
+            if seen.is_new(packet):
+                yield packet
+
+    def _seen(self) -> SeenPackets:
+        return SeenPackets() if len(self.parts) > 1 else NothingSeen()
 
     def _decoder(self, part_idx: int, skip_damage: bool, **wanted: Any) -> EntryDecoder:
         on_damage = self._list if skip_damage else None
