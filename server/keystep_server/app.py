@@ -10,7 +10,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from keystep_server.access import AccessMiddleware
 from keystep_server.metrics import Metrics
 from keystep_server.problems import install_problem_handlers
-from keystep_server.routes import commands, docs, events, health, key_steps, sessions
+from keystep_server.recordings import Recordings
+from keystep_server.routes import commands, docs, events, health, key_steps, recordings, sessions
 from keystep_server.routes.deps import (
     AppDeps,
     Check,
@@ -41,7 +42,8 @@ def create_app(deps: AppDeps) -> FastAPI:
         responses=problems(s422="the request is not as documented"),
     )
     app.state.deps = deps
-    for module in (sessions, commands, events, key_steps, health, docs):
+    app.state.recordings = Recordings(deps.store, deps.config.data_dir)
+    for module in (sessions, commands, events, key_steps, recordings, health, docs):
         app.include_router(module.router, dependencies=[Depends(refuse_unknown_parameters)])
     install_problem_handlers(app)
     app.add_middleware(AccessMiddleware, tokens=deps.tokens)

@@ -152,7 +152,8 @@ def extracted_key_steps(
         seed=settings.seed,
     )
     moments = [_moment(ticks, segment) for segment in segments]
-    images = _read_images(part_paths(folder / "recording"), moments)
+    recording = folder / "recording"
+    images = _read_images([recording] if part_paths(recording) else [], moments)
     provenance = {
         "method": "steps-algorithm-1",
         "features": "raw appearance",
@@ -247,9 +248,9 @@ def _timeline_s(
 
 
 def _read_images(
-    parts: Sequence[Path], moments: Sequence[tuple[int, int]]
+    recordings: Sequence[Path], moments: Sequence[tuple[int, int]]
 ) -> dict[tuple[int, int], npt.NDArray[np.uint8]]:
-    return {moment: _to_bgr(frame) for moment, frame in read_frames(parts, moments)}
+    return {moment: _to_bgr(frame) for moment, frame in read_frames(recordings, moments)}
 
 
 def _to_bgr(frame: VideoFrame) -> npt.NDArray[np.uint8]:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
 from keystep_server.commands import CommandName
+from keystep_server.recordings import FoundRecording
 from keystep_server.sessions import DEVICE_ID_PATTERN, NAME_MAX_CHARS
 from keystep_server.storage import (
     Branch,
@@ -117,6 +118,27 @@ _STATS = {
 _COMMAND = {"command": "done", "command_id": "c0ffee01"}
 _STRETCH = {"count": 2, "newest_ms": [14.2, 13.9]}
 _LATENCIES = {"session_id": _SESSION_ID, "stretches": {"arrival_to_written": _STRETCH}}
+_RECORDING = {
+    "session_id": _SESSION_ID,
+    "device_id": "hololens-07",
+    "kind": "expert",
+    "task": "assemble the toy bike",
+    "procedure": None,
+    "created_at": _AT,
+    "closed_at": _AT,
+    "size_bytes": 1048576,
+    "files": [
+        {
+            "name": "part-000.mcap",
+            "size_bytes": 1048576,
+            "url": f"{API}/recordings/{_SESSION_ID}/files/part-000.mcap",
+        }
+    ],
+    "video_url": f"{API}/recordings/{_SESSION_ID}/video",
+    "thumbnail_url": f"{API}/recordings/{_SESSION_ID}/thumbnail",
+}
+_RECORDED_STREAM = {"stream": "rgb", "epoch": 1, "encodings": ["h264"]}
+_RECORDING_INDEX = {"streams": [_RECORDED_STREAM], "finished": True, "damage": []}
 _CHECK = {"name": "database", "ok": True, "detail": "answers"}
 
 
@@ -344,6 +366,88 @@ class LatenciesOut(BaseModel):
 
     session_id: str
     stretches: dict[str, StretchOut]
+
+
+class RecordingFileOut(BaseModel):
+    """A part of a recording."""
+
+    model_config = _config(_RECORDING["files"][0])  # type: ignore[index,arg-type]
+
+    name: str
+    size_bytes: int
+    url: str = Field(description="the MCAP file; takes ranges")
+
+
+class RecordingOut(BaseModel):
+    """What is recorded of a session."""
+
+    model_config = _config(_RECORDING)
+
+    session_id: str
+    device_id: str
+    kind: SessionKind
+    task: str | None
+    procedure: str | None
+    created_at: datetime
+    closed_at: datetime | None = Field(description="null: more may come")
+    size_bytes: int
+    files: list[RecordingFileOut]
+    video_url: str = Field(description="MP4, once the session is closed; `?epoch=` for a later one")
+    thumbnail_url: str = Field(description="JPEG, once the session is closed")
+
+    @classmethod
+    def of(cls, found: FoundRecording) -> RecordingOut:
+        """The recording as REST gives it."""
+        session = found.session
+        url = f"{API}/recordings/{session.id}"
+        files = [
+            RecordingFileOut(
+                name=one.name, size_bytes=one.size_bytes, url=f"{url}/files/{one.name}"
+            )
+            for one in found.files
+        ]
+        return cls(
+            session_id=session.id,
+            device_id=session.device_id,
+            kind=session.kind,
+            task=session.task,
+            procedure=session.procedure,
+            created_at=session.created_at,
+            closed_at=session.closed_at,
+            size_bytes=sum(one.size_bytes for one in found.files),
+            files=files,
+            video_url=f"{url}/video",
+            thumbnail_url=f"{url}/thumbnail",
+        )
+
+
+class RecordingList(BaseModel):
+    """A page of recordings, newest session first."""
+
+    model_config = _config({"recordings": [_RECORDING], "next_cursor": None})
+
+    recordings: list[RecordingOut]
+    next_cursor: str | None = Field(description="`cursor` of the next page; null: the last one")
+
+
+class RecordedStreamOut(BaseModel):
+    """A stream of one epoch in a recording."""
+
+    model_config = _config(_RECORDED_STREAM)
+
+    stream: str
+    epoch: int
+    encodings: list[str]
+
+
+class RecordingDetailOut(RecordingOut):
+    """A recording with what its index says."""
+
+    model_config = _config({**_RECORDING, **_RECORDING_INDEX})
+
+    streams: list[RecordedStreamOut]
+    finished: bool = Field(description="every part was ended; else it can be repaired")
+    damage: list[str] = Field(description="what cannot be read, with file and byte")
 
 
 class ProcedureStepOut(BaseModel):

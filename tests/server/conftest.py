@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import secrets
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
@@ -334,6 +335,44 @@ async def live_server(
             assert all(isinstance(e, KeystepError) for e in broken), broken
 
 
+class ServerProcess:
+    """`keystep serve` as a process that is killed and started again on the same data."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.wire = "tcp://127.0.0.1:*"
+        self.rest = ""
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        self._process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "keystep_capture.cli", "serve", "--rest-port", "0"),
+            *("--data-dir", str(self.folder), "--publish-bind", "tcp://127.0.0.1:*"),
+            *("--wire-bind", self.wire),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        assert self._process.stdout is not None
+        async for line in self._process.stdout:
+            if line.startswith(b"READY "):
+                ready = dict(part.split("=", 1) for part in line.decode().split()[1:])
+                self.wire, self.rest = ready["wire"], ready["rest"]
+                return
+        raise AssertionError("the server ended before it was ready")
+
+    async def kill(self) -> None:
+        """SIGKILL: it cannot do anything about it."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+            await self._process.wait()
+
+    async def get(self, path: str) -> Any:
+        async with httpx.AsyncClient(base_url=self.rest, timeout=60) as rest:
+            answer = await rest.get(f"/api/v1{path}")
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+
 def pictures(path: Path, size: tuple[int, int]) -> Iterator[av.VideoFrame]:
     """A video's pictures, scaled to (width, height)."""
     with av.open(path) as container:
@@ -397,6 +436,21 @@ def coffee() -> list[Packet]:
     sample = find_sample("pour-coffee")
     assert sample.video_path is not None
     return encode_h264(pictures(sample.video_path, (640, 360)), rate_hz=sample.frame_rate_hz)
+
+
+@pytest.fixture
+async def make_server(tmp_path: Path) -> AsyncIterator[Any]:
+    servers: list[ServerProcess] = []
+
+    async def make(name: str) -> ServerProcess:
+        server = ServerProcess(tmp_path / name)
+        servers.append(server)
+        await server.start()
+        return server
+
+    yield make
+    for server in servers:
+        await server.kill()
 
 
 @pytest.fixture

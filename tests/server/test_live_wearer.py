@@ -294,12 +294,15 @@ async def test_while_paused_no_step_is_reported_and_none_is_lost(wearer: Wearer)
     await wearer.sees("2 of 9 steps done")
 
 
-@pytest.mark.parametrize("phrase", ["start recording", "stop recording"])
-async def test_a_server_that_does_not_record_on_request_says_so(
-    wearer: Wearer, phrase: str
-) -> None:
-    wearer.voice.say(phrase)
-    await wearer.hears("This server does not record on request yet.")
+async def test_the_wearer_begins_and_ends_a_recording(wearer: Wearer) -> None:
+    wearer.voice.say("start recording")
+    await wearer.hears("Recording.")
+    stats = (await wearer.live.get(f"/sessions/{wearer.session}/stats"))["stats"]
+    assert stats["recording"]["everything"]
+    wearer.voice.say("stop recording")
+    await wearer.hears("Recording stopped.")
+    wearer.voice.say("stop recording")
+    await wearer.hears("This is not being recorded.")
 
 
 # -- commands over the wire and REST -------------------------------------------------------------

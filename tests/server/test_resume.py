@@ -5,14 +5,11 @@ from __future__ import annotations
 import asyncio
 import random
 import struct
-import sys
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 
@@ -26,59 +23,6 @@ SAMPLE = find_sample("industreal-03")
 FIRST_FRAME = 690  # three steps are done at frame 727, two more at 1277
 STREAMS = ("rgb", "head", "gaze", "hands", "detections")
 EXACT = ["device_time_ns", "epoch", "cues", "gaze", "head"]
-
-
-class ServerProcess:
-    """`keystep serve` as a process that is killed and started again on the same data."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.wire = "tcp://127.0.0.1:*"
-        self.rest = ""
-        self._process: asyncio.subprocess.Process | None = None
-
-    async def start(self) -> None:
-        self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "keystep_capture.cli", "serve", "--rest-port", "0"),
-            *("--data-dir", str(self.folder), "--publish-bind", "tcp://127.0.0.1:*"),
-            *("--wire-bind", self.wire),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
-        assert self._process.stdout is not None
-        async for line in self._process.stdout:
-            if line.startswith(b"READY "):
-                ready = dict(part.split("=", 1) for part in line.decode().split()[1:])
-                self.wire, self.rest = ready["wire"], ready["rest"]
-                return
-        raise AssertionError("the server ended before it was ready")
-
-    async def kill(self) -> None:
-        """SIGKILL: it cannot do anything about it."""
-        if self._process is not None and self._process.returncode is None:
-            self._process.kill()
-            await self._process.wait()
-
-    async def get(self, path: str) -> Any:
-        async with httpx.AsyncClient(base_url=self.rest, timeout=60) as rest:
-            answer = await rest.get(f"/api/v1{path}")
-        assert answer.status_code == 200, answer.text
-        return answer.json()
-
-
-@pytest.fixture
-async def make_server(tmp_path: Path) -> AsyncIterator[Any]:
-    servers: list[ServerProcess] = []
-
-    async def make(name: str) -> ServerProcess:
-        server = ServerProcess(tmp_path / name)
-        servers.append(server)
-        await server.start()
-        return server
-
-    yield make
-    for server in servers:
-        await server.kill()
 
 
 @pytest.fixture(scope="module")
@@ -125,9 +69,7 @@ class Result:
     revisions: list[int] = field(default_factory=list)
 
 
-async def run_session(
-    server: ServerProcess, packets: list[Any], *, kill_at: list[int], seed: int
-) -> Result:
+async def run_session(server: Any, packets: list[Any], *, kill_at: list[int], seed: int) -> Result:
     """Stream packets as a replay; kill the server while those of the given numbers are sent."""
     pauses = random.Random(seed)
     revisions: list[int] = []

@@ -290,3 +290,19 @@ def test_event_ids_follow_from_what_defines_an_event(number: int, other: int, se
 
 def test_event_ids_never_change_between_versions(make_event: Events) -> None:
     assert step_event_id("ses_a", make_event(1)) == "9623f4a9-a91d-5ec9-9fc3-c122ca8206d9"
+
+
+def test_a_deleted_session_leaves_no_rows(store: Store, make_event: Events) -> None:
+    one = store.add_session(session()).id
+    store.append_event(one, make_event(1))
+    source = KeyStepSource.EXTRACTED
+    store.replace_key_steps(one, source, [key_step(one, 0, source)])
+    with pytest.raises(StateError, match="close it first"):
+        store.delete_session(one)
+    store.close_session(one, NOW, "test")
+    store.delete_session(one)
+    assert store.events(one) == []
+    assert store.key_steps(one) == []
+    with pytest.raises(NotFoundError):
+        store.session(one)
+    assert [device.id for device in store.devices()] == ["hololens-07"]

@@ -33,6 +33,7 @@ from keystep_server.storage.records import (
     KeyStep,
     KeyStepSource,
     Session,
+    SessionKind,
     SessionState,
     StepEvent,
     StoredEvent,
@@ -141,6 +142,7 @@ class Store:
         *,
         state: SessionState | None = None,
         device_id: str | None = None,
+        kind: SessionKind | None = None,
         limit: int = 100,
         before: str | None = None,
     ) -> list[Session]:
@@ -150,6 +152,8 @@ class Store:
             query = query.where(SessionRow.state == state)
         if device_id is not None:
             query = query.where(SessionRow.device_id == device_id)
+        if kind is not None:
+            query = query.where(SessionRow.kind == kind)
         if before is not None:
             query = query.where(SessionRow.id < before)
         with OrmSession(self._engine) as orm:
@@ -199,6 +203,21 @@ class Store:
                 row.state = SessionState.CLOSED
                 row.closed_at, row.close_reason, row.error = at, reason[:200], error
             return to_session(row)
+
+    def delete_session(self, session_id: str) -> None:
+        """Delete a closed session with its step events and key steps.
+
+        Raises:
+            NotFoundError: There is no such session.
+            StateError: It is not closed.
+        """
+        with OrmSession(self._writer) as orm, orm.begin():
+            row = _session_row(orm, session_id, for_update=True)
+            if row.state != SessionState.CLOSED:
+                raise StateError(f"session {session_id} is {row.state}; close it first")
+            orm.execute(delete(StepEventRow).where(StepEventRow.session_id == session_id))
+            orm.execute(delete(KeyStepRow).where(KeyStepRow.session_id == session_id))
+            orm.delete(row)
 
     # Step events
 

@@ -1,0 +1,308 @@
+"""The recordings of this server's sessions: found, opened, given out, deleted.
+
+There is no table of them: a session that has parts in its folder has a recording. Everything here
+blocks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import structlog
+
+from keystep_capture.errors import DataError, NotFoundError, StateError
+from keystep_capture.recording import RecordedPacket, Recording, part_paths
+from keystep_capture.recording.export import export_mp4
+from keystep_capture.recording.pictures import VideoReader
+from keystep_server.recorder import FOLDER
+from keystep_server.storage import Session, SessionKind, SessionState, Store
+
+EXPORTS, DELETING = "exports", "deleting"
+THUMBNAIL_WIDTH = 320
+_PAGE = 200
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordingFile:
+    """A part of a recording."""
+
+    name: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundRecording:
+    """A session with what is recorded of it."""
+
+    session: Session
+    files: tuple[RecordingFile, ...]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether its session is not closed, so that more may come."""
+        return self.session.state is not SessionState.CLOSED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedLane:
+    """A stream of one epoch in a recording."""
+
+    stream: str
+    epoch: int
+    encodings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedRecording:
+    """What a recording's index says.
+
+    Attributes:
+        found: The recording.
+        lanes: Its streams.
+        finished: Whether every part was ended.
+        damage: What is known to be damaged, one line each.
+    """
+
+    found: FoundRecording
+    lanes: tuple[RecordedLane, ...]
+    finished: bool
+    damage: tuple[str, ...]
+
+
+class Recordings:
+    """Recordings below a data directory; its methods may be called from any thread."""
+
+    def __init__(self, store: Store, data_dir: Path) -> None:
+        """Take the store and the directory; ends what a deletion left when it was interrupted."""
+        self._store = store
+        self._sessions = data_dir / "sessions"
+        self._deleting = data_dir / DELETING
+        self._exporting = threading.Lock()
+        for folder in self._deleting.iterdir() if self._deleting.is_dir() else ():
+            self._finish_deleting(folder)
+
+    def page(
+        self,
+        *,
+        device_id: str | None = None,
+        kind: SessionKind | None = None,
+        limit: int = 100,
+        before: str | None = None,
+    ) -> list[FoundRecording]:
+        """Recordings newest first, at most `limit`, of sessions older than `before`."""
+        found: list[FoundRecording] = []
+        while True:
+            sessions = self._store.sessions(
+                device_id=device_id, kind=kind, limit=_PAGE, before=before
+            )
+            for session in sessions:
+                if files := self._files(session.id):
+                    found.append(FoundRecording(session=session, files=files))
+                if len(found) == limit:
+                    return found
+            if len(sessions) < _PAGE:
+                return found
+            before = sessions[-1].id
+
+    def find(self, session_id: str) -> FoundRecording:
+        """A session's recording.
+
+        Raises:
+            NotFoundError: There is no such session, or nothing is recorded of it.
+        """
+        session = self._store.session(session_id)
+        files = self._files(session_id)
+        if not files:
+            raise NotFoundError(f"nothing is recorded of session {session_id}")
+        return FoundRecording(session=session, files=files)
+
+    def open(self, session_id: str) -> OpenedRecording:
+        """What a recording's index says; one that is being written is read up to its end.
+
+        Raises:
+            NotFoundError: There is none.
+            DataError: No part of it can be read.
+        """
+        found = self.find(session_id)
+        with Recording(self._folder(session_id)) as recording:
+            return OpenedRecording(
+                found=found,
+                lanes=tuple(
+                    RecordedLane(stream=one.stream, epoch=one.epoch, encodings=one.encodings)
+                    for one in recording.lanes
+                ),
+                finished=recording.finished,
+                damage=tuple(str(damage) for damage in recording.damage[:100]),
+            )
+
+    def file(self, session_id: str, name: str) -> Path:
+        """Path of a part.
+
+        Raises:
+            NotFoundError: There is none of that name.
+        """
+        self._store.session(session_id)
+        for path in part_paths(self._folder(session_id)):
+            if path.name == name:
+                return path
+        raise NotFoundError(f"the recording of session {session_id} has no part {name[:40]!r}")
+
+    def video(self, session_id: str, epoch: int | None) -> Path:
+        """Path of the video as MP4, as it came; made once, then kept beside the recording.
+
+        Args:
+            session_id: A closed session.
+            epoch: The epoch wanted; None: the first with video.
+
+        Raises:
+            NotFoundError: There is none.
+            StateError: The session is not closed.
+            DataError: The recording cannot be read, or its video changes its encoding.
+        """
+        self._refuse_open(session_id, "its video is given out")
+        with self._exporting, Recording(self._folder(session_id)) as recording:
+            epochs = [lane.epoch for lane in recording.lanes if lane.stream == "rgb"]
+            if not epochs or (epoch is not None and epoch not in epochs):
+                raise NotFoundError(f"session {session_id} has no video" + _in_epoch(epoch, epochs))
+            wanted = epochs[0] if epoch is None else epoch
+            path = self._exports(session_id) / f"rgb-{wanted}.mp4"
+            if not path.exists():
+                self._export(recording, path, wanted)
+        return path
+
+    def thumbnail(self, session_id: str) -> Path:
+        """Path of a small picture of the video's middle, JPEG; made once, then kept.
+
+        Raises:
+            NotFoundError: There is none that can be decoded.
+            StateError: The session is not closed.
+            DataError: The recording cannot be read.
+        """
+        self._refuse_open(session_id, "its thumbnail is made")
+        path = self._exports(session_id) / "thumbnail.jpg"
+        with self._exporting:
+            if not path.exists():
+                _write_jpeg(path, self._middle_picture(session_id))
+        return path
+
+    def delete(self, session_id: str) -> None:
+        """Delete a session with all that was recorded of it and found in it; nothing is left.
+
+        Raises:
+            NotFoundError: There is no such session.
+            StateError: It is not closed.
+        """
+        session = self._store.session(session_id)
+        if session.state is not SessionState.CLOSED:
+            raise StateError(f"session {session_id} is {session.state.value}; close it first")
+        with self._exporting:
+            folder, gone = self._sessions / session_id, self._deleting / session_id
+            self._deleting.mkdir(exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                folder.rename(gone)  # what is in here is deleted, even if the server is killed now
+            self._store.delete_session(session_id)
+            self._finish_deleting(gone)
+        log.info("recording deleted", session=session_id)
+
+    # -- own -------------------------------------------------------------------------------------
+
+    def _files(self, session_id: str) -> tuple[RecordingFile, ...]:
+        with contextlib.suppress(FileNotFoundError):  # it is being deleted
+            return tuple(
+                RecordingFile(name=path.name, size_bytes=path.stat().st_size)
+                for path in part_paths(self._folder(session_id))
+            )
+        return ()
+
+    def _folder(self, session_id: str) -> Path:
+        return self._sessions / session_id / FOLDER
+
+    def _exports(self, session_id: str) -> Path:
+        path = self._sessions / session_id / EXPORTS
+        path.mkdir(exist_ok=True)
+        return path
+
+    def _refuse_open(self, session_id: str, what: str) -> None:
+        if self.find(session_id).is_open:
+            raise StateError(f"session {session_id} is not closed; close it before {what}")
+
+    def _export(self, recording: Recording, path: Path, epoch: int) -> None:
+        unfinished = path.with_name(f"unfinished-{path.name}")
+        with _cleaned(unfinished, unfinished.with_suffix(".times.json")):
+            export_mp4(recording, unfinished, epoch=epoch)
+            unfinished.with_suffix(".times.json").replace(path.with_suffix(".times.json"))
+            unfinished.replace(path)
+
+    def _middle_picture(self, session_id: str) -> npt.NDArray[np.uint8]:
+        with Recording(self._folder(session_id)) as recording:
+            packet = _middle_key_frame(recording)
+        frame = VideoReader().decode(packet.header, packet.payload) if packet else None
+        if frame is None:
+            raise NotFoundError(f"session {session_id} has no picture that can be decoded")
+        return np.asarray(frame.to_ndarray(format="bgr24"), np.uint8)
+
+    def _finish_deleting(self, folder: Path) -> None:
+        with contextlib.suppress(NotFoundError):
+            self._store.delete_session(folder.name)
+        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            log.error("a deleted session's files cannot be removed", session=folder.name)
+
+
+@contextlib.contextmanager
+def _cleaned(*paths: Path) -> Iterator[None]:
+    """Without leftovers of an earlier try, nor of this one."""
+    for path in paths:
+        path.unlink(missing_ok=True)
+    try:
+        yield
+    finally:
+        for path in paths:
+            path.unlink(missing_ok=True)
+
+
+def _in_epoch(epoch: int | None, epochs: list[int]) -> str:
+    return "" if epoch is None or not epochs else f" in epoch {epoch}; it has {sorted(set(epochs))}"
+
+
+def _middle_key_frame(recording: Recording) -> RecordedPacket | None:
+    """The key frame before the middle of the first epoch's video; its first where there is none."""
+    lane = next((one for one in recording.lanes if one.stream == "rgb"), None)
+    span = recording.device_span_ns
+    if lane is None or span is None:
+        return None
+    first = _first_key_frame(recording, lane.epoch, None)
+    if first is None:
+        return None
+    first_ns = first.header.device_time_ns
+    middle_ns = first_ns + (span[1] - first_ns) // 2
+    near_ns = recording.keyframe_before("rgb", middle_ns, epoch=lane.epoch)
+    return first if near_ns is None else _first_key_frame(recording, lane.epoch, near_ns)
+
+
+def _first_key_frame(
+    recording: Recording, epoch: int, start_ns: int | None
+) -> RecordedPacket | None:
+    packets = recording.packets(("rgb",), epoch=epoch, start_ns=start_ns, skip_damage=True)
+    return next((p for p in packets if p.header.keyframe or p.header.encoding == "jpeg"), None)
+
+
+def _write_jpeg(path: Path, image: npt.NDArray[np.uint8]) -> None:
+    height_px, width_px = image.shape[:2]
+    if width_px > THUMBNAIL_WIDTH:
+        size = (THUMBNAIL_WIDTH, max(1, round(height_px * THUMBNAIL_WIDTH / width_px)))
+        image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+    unfinished = path.with_name(f"unfinished-{path.name}")
+    if not cv2.imwrite(str(unfinished), image, [cv2.IMWRITE_JPEG_QUALITY, 85]):
+        raise DataError(f"{path.name} cannot be written; is the disk full?")
+    unfinished.replace(path)

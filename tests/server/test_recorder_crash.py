@@ -1,0 +1,149 @@
+"""Servers killed with SIGKILL while they record: what was acknowledged is in the files.
+
+A hundred kills: `KEYSTEP_TEST_KILLS=100 pytest -m slow tests/server/test_recorder_crash.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from keystep_capture import wire
+from keystep_capture.recording import Recording, part_paths
+from keystep_capture.sender import Sender, Source
+
+STREAMS = ("rgb", "head", "gaze")
+SLOW_SECONDS = 180
+
+
+class Noting(Sender):
+    """A real source that notes what it is told to be written down."""
+
+    def __init__(self, *values: Any, **named: Any) -> None:
+        super().__init__(*values, **named)
+        self.acknowledged: dict[str, int] = defaultdict(lambda: -1)
+
+    def on_message(self, message: wire.ServerMessage | None, payload: bytes) -> None:
+        if isinstance(message, wire.Credit) and message.acknowledged_sequence is not None:
+            self._note(message.stream, message.acknowledged_sequence)
+        super().on_message(message, payload)
+
+    def _note(self, stream: str, sequence: int) -> None:
+        self.acknowledged[stream] = max(self.acknowledged[stream], sequence)
+
+
+def payload_of(stream: str, number: int, coffee: list[Any]) -> dict[str, Any]:
+    at_ns = number * 10**8 // 3
+    if stream == "rgb":
+        return dict(coffee[number % len(coffee)]) | {"device_time_ns": at_ns}
+    if stream == "head":
+        pose = np.eye(4, dtype="<f4")
+        pose[0, 3] = number
+        return {"device_time_ns": at_ns, "payload": pose.tobytes(), "encoding": "pose_f32"}
+    ray = np.array([number, 0, 0, 0, 0, 1], "<f4")
+    return {"device_time_ns": at_ns, "payload": ray.tobytes(), "encoding": "ray_f32"}
+
+
+async def send_on(sender: Sender, coffee: list[Any]) -> None:
+    """Packets of all streams at 30 Hz, those of the replay as there is room for them."""
+    number = 0
+    while True:
+        for stream in STREAMS:
+            await sender.room(stream)
+            assert sender.offer(stream, **payload_of(stream, number, coffee))
+        number += 1
+        await asyncio.sleep(0.03)
+
+
+def read(folder: Path, coffee: list[Any]) -> dict[str, list[int]]:
+    """Sequence numbers per stream of what can be read; each packet must be as it was sent."""
+    found: dict[str, list[int]] = defaultdict(list)
+    with Recording(folder) as recording:
+        for packet in recording.packets(skip_damage=True):
+            header = packet.header
+            number = round(header.device_time_ns * 3 / 10**8)
+            assert packet.payload == payload_of(header.stream, number, coffee)["payload"]
+            found[header.stream].append(header.sequence)
+    return found
+
+
+def check(folder: Path, sender: Noting, coffee: list[Any]) -> None:
+    """All that was acknowledged can be read, each packet once."""
+    if max(sender.acknowledged.values(), default=-1) < 0:
+        return
+    found = read(folder, coffee)
+    for stream in STREAMS:
+        assert len(found[stream]) == len(set(found[stream]))
+        missing = set(range(sender.acknowledged[stream] + 1)) - set(found[stream])
+        assert not missing, (stream, sorted(missing)[:5], sender.acknowledged[stream])
+
+
+async def endure(server: Any, coffee: list[Any], *, kills: int, seconds: float, seed: int) -> int:
+    """Kill a recording server again and again; how often, when all is checked and repaired."""
+    moments = random.Random(seed)
+    source = Source(device="hl2", client="test", streams=STREAMS, kind="expert", replay=True)
+    sender = Noting(source, server=server.wire, instance="one")
+    link = asyncio.create_task(sender.run())
+    sending = asyncio.create_task(send_on(sender, coffee))
+    deadline = time.monotonic() + seconds
+    count = 0
+    while count < kills and time.monotonic() < deadline:
+        before = sender.acknowledged["head"]
+        while sender.acknowledged["head"] <= before:
+            assert not sending.done(), sending.exception()
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(moments.uniform(0, 1.5))
+        await server.kill()
+        folder = server.folder / "sessions" / str(sender.session) / "recording"
+        check(folder, sender, coffee)
+        count += 1
+        if count < kills and time.monotonic() < deadline:
+            await server.start()
+    sending.cancel()
+    link.cancel()
+    await asyncio.gather(sending, link, return_exceptions=True)
+    await repaired(folder, sender, coffee)
+    return count
+
+
+async def repaired(folder: Path, sender: Noting, coffee: list[Any]) -> None:
+    """`keystep recording repair` closes what the last kill left open, and loses nothing."""
+    target = folder.with_name("repaired")
+    repair = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "keystep_capture.cli", "recording", "repair", str(folder)),
+        *("--out", str(target)),
+        stdout=asyncio.subprocess.DEVNULL,
+    )
+    assert await repair.wait() == 0
+    with Recording(folder) as broken, Recording(target) as whole:
+        assert not broken.finished
+        assert whole.finished
+        assert whole.damage == []
+    assert len(part_paths(target)) == len(part_paths(folder))
+    assert read(target, coffee) == read(folder, coffee)
+    check(target, sender, coffee)
+
+
+@pytest.mark.timeout(300)
+async def test_what_was_acknowledged_survives_three_kills(make_server: Any, coffee: Any) -> None:
+    server = await make_server("killed")
+    assert await endure(server, coffee, kills=3, seconds=240, seed=1) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+async def test_what_was_acknowledged_survives_many_kills(make_server: Any, coffee: Any) -> None:
+    kills = int(os.environ.get("KEYSTEP_TEST_KILLS", "0"))
+    server = await make_server("killed")
+    seconds = 3400 if kills else SLOW_SECONDS
+    count = await endure(server, coffee, kills=kills or 1000, seconds=seconds, seed=2)
+    assert count == kills or (not kills and count > 3)
