@@ -122,8 +122,8 @@ async def test_packets_are_worked_off_while_the_disk_stands_still_and_not_acknow
     lanes = live.server.ingest._live[sender.session].lanes
     assert {lane.acknowledged_sequence for lane in lanes.values()} == {-1}
     disk.go_on.set()
-    await tools.eventually(lambda: lanes["head"].acknowledged_sequence == 59)
-    assert lanes["gaze"].acknowledged_sequence == 59
+    for name in ("head", "gaze"):
+        await tools.eventually(lambda name=name: lanes[name].acknowledged_sequence == 59)
     assert lanes["rgb"].acknowledged_sequence >= 0  # a replay's is kept from its key frame on
     assert recorded(tmp_path, sender)[0] == {"rgb": 60, "head": 60, "gaze": 60}
     await sender.finish(close=True)
