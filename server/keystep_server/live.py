@@ -538,6 +538,8 @@ class LiveSession:
         self.services.metrics.packets_recorded(written)
         for stream, count in dropped.items():
             self.services.metrics.recording_dropped(stream, count)
+        if dropped:
+            log.warning("the disk does not follow", session=self.session.id, lost=dict(dropped))
 
     def stats(self) -> dict[str, Any]:
         """What `/stats` shows, JSON-ready."""

@@ -11,6 +11,7 @@ import random
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -141,10 +142,12 @@ async def test_what_was_acknowledged_survives_three_kills(make_server: Any, coff
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-async def test_what_was_acknowledged_survives_many_kills(make_server: Any, coffee: Any) -> None:
+async def test_what_was_acknowledged_survives_many_kills(
+    make_server: Any, coffee: Any, record_property: Callable[[str, object], None]
+) -> None:
     kills = int(os.environ.get("KEYSTEP_TEST_KILLS", "0"))
     server = await make_server("killed")
     seconds = 3400 if kills else SLOW_SECONDS
     count = await endure(server, coffee, kills=kills or 1000, seconds=seconds, seed=2)
-    print(f"{count} kills")
+    record_property("kills", count)
     assert count == kills or (not kills and count > 3)
