@@ -231,7 +231,7 @@ class LiveSession:
                 self.recorder.session_note("closed" if flush else "server stopped")
                 await self._keeper.finish(functools.partial(self._draft, spare_revisions=1))
             finally:
-                self.pipeline.close()
+                await asyncio.to_thread(self.pipeline.close)  # writes, and waits for the disk
 
     async def _work(self, *, settle: bool = False) -> None:
         loop = asyncio.get_running_loop()

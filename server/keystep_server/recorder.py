@@ -45,7 +45,8 @@ ASKED_FILE: Final = "recording.json"
 """Whether a session is to be recorded; where there is none, experts' sessions are."""
 LOSSLESS_BACKLOG_BYTES = 32 * 1024 * 1024
 LOSSLESS_WAIT_S = 10.0
-"""A replay waits so long for the disk when that much waits to be written; then it drops, too."""
+"""A replay waits so long for the disk when that much waits to be written; then it drops, too,
+until the disk has caught up: it holds a thread that live sessions need."""
 CLOSE_WITHIN_S = 30.0
 CLOCK_EVERY_S = 5.0
 _ALWAYS = frozenset({"rgb", "calibration"})
@@ -108,6 +109,7 @@ class SessionRecorder:
         self._queue: RecordingQueue | None = None
         self._writer: RecordingWriter | None = None
         self._before: Position | None = None  # where a run before this one was written down
+        self._disk_hangs = False
         self._clocks_ns = clock()
         self._counted: Counter[str] = Counter()
         self._counted_written = 0
@@ -123,8 +125,10 @@ class SessionRecorder:
     def wait_for_room(self) -> None:
         """Let the disk catch up; for replays, which need not hurry and shall lose nothing."""
         queue = self._queue
-        if queue is not None and queue.queued_bytes > LOSSLESS_BACKLOG_BYTES:
-            queue.drain(LOSSLESS_WAIT_S)
+        if queue is None or queue.queued_bytes <= LOSSLESS_BACKLOG_BYTES:
+            self._disk_hangs = False
+        elif not self._disk_hangs:
+            self._disk_hangs = not queue.drain(LOSSLESS_WAIT_S)
 
     def mark(self) -> RecordedMoment:
         """Note this moment; only between two packets."""

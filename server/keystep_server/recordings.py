@@ -10,6 +10,7 @@ import contextlib
 import shutil
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,6 +89,8 @@ class Recordings:
         self._sessions = data_dir / "sessions"
         self._deleting = data_dir / DELETING
         self._exporting = threading.Lock()
+        self.worker = ThreadPoolExecutor(1, thread_name_prefix="recordings")
+        """Runs what takes long, one at a time: live sessions need the process's other threads."""
         for folder in self._deleting.iterdir() if self._deleting.is_dir() else ():
             self._finish_deleting(folder)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+import functools
+from collections.abc import Callable
+from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 
@@ -20,12 +22,20 @@ from keystep_server.schemas import (
 from keystep_server.sessions import DEVICE_ID_PATTERN, SESSION_ID_PATTERN
 from keystep_server.storage import SessionKind
 
+T = TypeVar("T")
+
 router = APIRouter(prefix=f"{API}/recordings", tags=["recordings"])
 
 
 def _recordings_of(request: Request) -> Recordings:
     recordings: Recordings = request.app.state.recordings
     return recordings
+
+
+async def _run(access: Recordings, call: Callable[..., T], *values: object) -> T:
+    """Run what takes long in the thread for that."""
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(access.worker, functools.partial(call, *values))
 
 
 Access = Annotated[Recordings, Depends(_recordings_of)]
@@ -65,7 +75,7 @@ async def list_recordings(
 @router.get("/{session_id}", responses=problems(s404=_NONE, s422="no part of it can be read"))
 async def get_recording(access: Access, session_id: SessionId) -> RecordingDetailOut:
     """One recording and what its index says."""
-    opened = await asyncio.to_thread(access.open, session_id)
+    opened = await _run(access, access.open, session_id)
     return RecordingDetailOut(
         **RecordingOut.of(opened.found).model_dump(),
         streams=[
@@ -102,7 +112,7 @@ async def get_video(
     range: Range = None,
 ) -> Response:
     """The video of a closed session as MP4, as it came; the first request makes the file."""
-    path = await asyncio.to_thread(access.video, session_id, epoch)
+    path = await _run(access, access.video, session_id, epoch)
     return await asyncio.to_thread(file_response, path, "video/mp4", range)
 
 
@@ -113,7 +123,7 @@ async def get_video(
 )
 async def get_thumbnail(access: Access, session_id: SessionId, range: Range = None) -> Response:
     """A picture from the middle of the video, 320 pixels wide."""
-    path = await asyncio.to_thread(access.thumbnail, session_id)
+    path = await _run(access, access.thumbnail, session_id)
     return await asyncio.to_thread(file_response, path, "image/jpeg", range)
 
 
@@ -125,5 +135,5 @@ async def get_thumbnail(access: Access, session_id: SessionId, range: Range = No
 )
 async def delete_recording(access: Access, session_id: SessionId) -> Response:
     """Delete a closed session: files, exports, ticks, pictures, key steps, step events, itself."""
-    await asyncio.to_thread(access.delete, session_id)
+    await _run(access, access.delete, session_id)
     return Response(status_code=204)
