@@ -48,6 +48,7 @@ LOSSLESS_WAIT_S = 10.0
 """A replay waits so long for the disk when that much waits to be written; then it drops, too,
 until the disk has caught up: it holds a thread that live sessions need."""
 CLOSE_WITHIN_S = 30.0
+MAX_EARLY_NOTES = 64
 CLOCK_EVERY_S = 5.0
 _ALWAYS = frozenset({"rgb", "calibration"})
 """Recorded of every session: key steps are cut out of the video, and constants come only once."""
@@ -110,6 +111,8 @@ class SessionRecorder:
         self._writer: RecordingWriter | None = None
         self._before: Position | None = None  # where a run before this one was written down
         self._disk_hangs = False
+        self._newest_ns: int | None = None  # device time of the newest packet
+        self._early: list[tuple[Note, int]] = []  # notes from before the first, with their arrival
         self._clocks_ns = clock()
         self._counted: Counter[str] = Counter()
         self._counted_written = 0
@@ -119,6 +122,9 @@ class SessionRecorder:
 
     def take(self, header: wire.PacketHeader, payload: Buffer, received_ns: int) -> None:
         """Record a checked packet, if it is to be; never waits for the disk."""
+        if self._newest_ns is None:
+            self._place_early_notes(header.device_time_ns)
+        self._newest_ns = header.device_time_ns
         if self.everything or header.stream in _ALWAYS:
             self._open().offer(header, payload, receive_time_ns=received_ns)
 
@@ -161,14 +167,37 @@ class SessionRecorder:
 
     # -- notes -----------------------------------------------------------------------------------
 
-    def note(self, note: Note, *, device_time_ns: int) -> None:
-        """Record what is no packet; only where everything is."""
-        if self.everything:
-            self._open().offer_note(note, device_time_ns=max(0, device_time_ns))
+    def note(self, note: Note, *, device_time_ns: int = 0) -> None:
+        """Record what is no packet; only where everything is.
+
+        Args:
+            note: What happened.
+            device_time_ns: When; where that is not known (0), it goes with the newest packet.
+        """
+        if not self.everything:
+            return
+        arrival_ns = self._clock()
+        with self._opening:
+            at_ns = device_time_ns if device_time_ns > 0 else self._newest_ns
+            if at_ns is None:
+                if len(self._early) < MAX_EARLY_NOTES:
+                    self._early.append((note, arrival_ns))
+                return
+        self._open().offer_note(note, device_time_ns=max(0, at_ns), receive_time_ns=arrival_ns)
+
+    def _place_early_notes(self, device_time_ns: int) -> None:
+        """Record what came before the first packet with its time: zero would be another's."""
+        with self._opening:
+            self._newest_ns = device_time_ns
+            early, self._early = self._early, []
+        for note, arrival_ns in early:
+            self._open().offer_note(
+                note, device_time_ns=max(0, device_time_ns), receive_time_ns=arrival_ns
+            )
 
     def session_note(self, event: str, *, source: str | None = None, epoch: int = 0) -> None:
         """Record a change of the session."""
-        self.note(SessionNote(event=event, source=source, epoch=epoch or None), device_time_ns=0)
+        self.note(SessionNote(event=event, source=source, epoch=epoch or None))
 
     def step_event(self, event: StoredEvent) -> None:
         """Record a step event that was stored, or taken back."""

@@ -58,6 +58,21 @@ async def test_an_experts_session_is_recorded_as_it_streams(
     assert "keystep_recorded_packets_total 180.0" in metrics
 
 
+async def test_notes_have_their_place_among_the_packets(live: Any, tmp_path: Path) -> None:
+    begin_ns = 10**15  # a headset's clock does not begin at zero
+    packets = [
+        packet | {"device_time_ns": begin_ns + packet["device_time_ns"]}
+        for packet in sensors(60)["head"]
+    ]
+    sender = await live.join("hl2", "head", kind="expert", replay=True)
+    await live.send(sender, "head", packets)
+    await sender.finish(close=True)
+    with Recording(tmp_path / "sessions" / str(sender.session) / "recording") as recording:
+        events = [entry.note.event for entry in recording.notes("session")]  # type: ignore[union-attr]
+        assert recording.device_span_ns == (begin_ns, packets[-1]["device_time_ns"])
+    assert (events[0], events[-1]) == ("joined", "closed")
+
+
 async def test_of_a_guided_session_the_video_is_kept_and_all_where_that_is_asked(
     live: Any, coffee: Any, tmp_path: Path
 ) -> None:
