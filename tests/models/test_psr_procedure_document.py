@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keystep_capture.errors import ConfigError, DataError
+from keystep_models.psr.order_cycles import cycle_in, find_knots
 from keystep_models.psr.procedure import BUILTIN_PROCEDURES, Procedure, builtin_procedure
 from keystep_models.psr.procedure_document import (
-    find_cycles,
     find_problems,
     of_procedure,
     parse_document,
@@ -157,15 +157,46 @@ def test_a_document_with_problems_is_no_procedure() -> None:
 
 @given(graph=graphs)
 def test_cycles_are_cycles_and_every_graph_with_one_shows_one(graph: dict[int, list[int]]) -> None:
-    cycles = find_cycles(graph)
-    for cycle in cycles:
+    knots = find_knots(graph)
+    for knot in knots:
+        cycle = cycle_in(knot, graph)
+        assert set(cycle) <= knot
         for step_id, following in zip(cycle, [*cycle[1:], cycle[0]], strict=True):
             assert following in graph[step_id]
     left = dict(graph)
     while free := [i for i, needs in left.items() if not left.keys() & set(needs)]:
         for step_id in free:
             del left[step_id]
-    assert bool(cycles) == bool(left)
+    assert bool(knots) == bool(left)
+
+
+def test_ten_thousand_steps_are_checked_in_whatever_order_they_stand() -> None:
+    count = 10_000
+    chain = [step(i, f"c{i}", requires=[i - 1] if i else []) for i in range(count)]
+    names = {"components": [f"c{i}" for i in range(count)], "initial_state": [0] * count}
+    assert problems(*chain, **names) == []
+    assert problems(*chain[::-1], **names) == []
+    ring = [{**chain[0], "requires": [count - 1]}, *chain[1:]]
+    [found] = problems(*ring, **names)
+    assert "-> 9990 more -> 0 (Step 0)" in found
+    with pytest.raises(DataError, match="at most 10000 steps, got 10001"):
+        problems(*chain, chain[0])
+
+
+def test_steps_that_all_require_each_other_are_one_line() -> None:
+    count = 200
+    clique = [step(i, f"c{i}", requires=[j for j in range(count) if j != i]) for i in range(count)]
+    names = {"components": [f"c{i}" for i in range(count)], "initial_state": [0] * count}
+    [found] = problems(*clique, **names)
+    assert found.endswith("0 (Step 0); 198 more steps require these and are required by them")
+    pairs = [step(i, f"c{i}", requires=[i ^ 1]) for i in range(count)]
+    assert problems(*pairs, **names)[-1] == "cycle: 95 more groups of steps require each other"
+
+
+def test_control_characters_of_titles_are_escaped() -> None:
+    [first, _] = problems(step(0, "a", title="a\x1b[31m" + "b" * 500, requires=[7]))
+    assert first.startswith("step 0 (a\\x1b[31mbbb")
+    assert len(first) < 120
 
 
 @pytest.mark.parametrize(
@@ -178,6 +209,11 @@ def test_cycles_are_cycles_and_every_graph_with_one_shows_one(graph: dict[int, l
         ('{"keystep_procedure": 1}', "missing required field"),
         (json.dumps(document(step(0, "a", kind="done"))), r"\$.steps\[0\].kind"),
         (json.dumps(document(colour="red")), "unknown field `colour`"),
+        (f'{{"keystep_procedure": {"9" * 5000}}}', "a number of too many digits"),
+        (json.dumps(document(initial_state=[float("nan"), 0, 0])), "x.json: JSON is malformed"),
+        (json.dumps(document(name="\ud800")), "half of a surrogate pair"),
+        ('{"keystep_procedure": ' + "[" * 100_000, "nested too deeply"),
+        ('{"keystep_procedure": 1, "name": "a", "name": "b"}', "got 'name' repeated"),
     ],
 )
 def test_other_json_is_refused_with_its_place(text: str, message: str) -> None:

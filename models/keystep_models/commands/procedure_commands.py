@@ -28,6 +28,7 @@ def check(
     """Say what is wrong with a procedure, one line each (exit 1), or what it holds."""
     from keystep_models.psr.procedure_document import find_problems
     from keystep_models.psr.procedure_files import documents_to_check
+    from keystep_models.psr.text_files import plain
 
     documents = documents_to_check(file, task, parse_initial_state(initial_state))
     has_problems = False
@@ -35,7 +36,7 @@ def check(
         problems = find_problems(document)
         has_problems |= bool(problems)
         for problem in problems:
-            typer.echo(f"{file}: {document.task}: {' '.join(problem.split())}")
+            typer.echo(f"{file}: {plain(document.task)}: {problem}")
         if not problems:
             typer.echo(_summary(document))
     if has_problems:
@@ -43,6 +44,8 @@ def check(
 
 
 def _summary(document: ProcedureDocument) -> str:
+    from keystep_models.psr.text_files import plain
+
     steps = document.steps
     expected = [step for step in steps if step.expected]
     counts = {
@@ -52,8 +55,9 @@ def _summary(document: ProcedureDocument) -> str:
         "detector classes": len(document.detector_states),
     }
     return (
-        f"{document.name}: task {document.task}, {len(document.components)} components,"
-        f" {len(steps)} steps, {len(expected)} of them expected, "
+        f"{plain(document.name)}: task {plain(document.task)},"
+        f" {len(document.components)} components, {len(steps)} steps,"
+        f" {len(expected)} of them expected, "
         + ", ".join(f"{count} {what}" for what, count in counts.items())
         + ": no problem found"
     )
@@ -70,8 +74,9 @@ def convert(
 ) -> None:
     """Write a published procedure as Keystep's own document, to be edited and checked."""
     from keystep_models.psr.procedure_document import of_procedure, write_document
+    from keystep_models.psr.text_files import plain
 
     choice = choose_procedure(file, task, states, initial_state)
     procedure = choice.of_recording("")
     write_document(of_procedure(procedure), out)
-    typer.echo(f"{out}: {procedure.name}, {len(procedure.steps)} steps")
+    typer.echo(f"{out}: {plain(procedure.name)}, {len(procedure.steps)} steps")

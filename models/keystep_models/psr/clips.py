@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from keystep_capture.errors import DataError
-from keystep_models.psr.text_files import finite_number, open_text, read_json, whole_number
+from keystep_models.psr.text_files import finite_number, open_text, read_json, shown, whole_number
 
 _PREDICTED: Final = 0.5  # a component is predicted at this sigmoid value or above
 
@@ -87,7 +87,9 @@ def _csv_rows(path: Path, component_count: int) -> Iterator[tuple[int, ClipPredi
         reader = csv.reader(lines)
         came = next(reader, [])
         if came != header:
-            raise DataError(f"{path}, line 1: expected the columns {','.join(header)}, got {came}")
+            raise DataError(
+                f"{path}, line 1: expected the columns {','.join(header)}, got {shown(came)}"
+            )
         for number, row in enumerate(reader, start=2):
             where = f"{path}, line {number}"
             while row and not row[-1].strip():
@@ -95,7 +97,7 @@ def _csv_rows(path: Path, component_count: int) -> Iterator[tuple[int, ClipPredi
             if len(row) not in (1, len(header)):
                 raise DataError(
                     f"{where}: expected {len(header)} values, or the frame alone, got {len(row)}:"
-                    f" {row}"
+                    f" {shown(row)}"
                 )
             frame_idx = whole_number(row[0], f"{where}, framenr")
             if last_idx is not None and frame_idx != last_idx + 1:
@@ -133,7 +135,7 @@ def _json_rows(path: Path, component_count: int) -> Iterator[tuple[int, ClipPred
         except (TypeError, ValueError, IndexError) as error:
             raise DataError(
                 f"{where}: expected [[0 or 1 per component], [sigmoid per component]], got"
-                f" {str(frame)[:80]}"
+                f" {shown(frame)}"
             ) from error
         if clip.confidences or clip.predicted:
             clip.check(component_count, where)

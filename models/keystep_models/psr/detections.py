@@ -19,7 +19,7 @@ from typing import Final
 
 from keystep_capture.errors import DataError
 from keystep_models.psr.logic import Detection
-from keystep_models.psr.text_files import finite_number, open_text, read_json, whole_number
+from keystep_models.psr.text_files import finite_number, open_text, read_json, shown, whole_number
 
 _COLUMNS: Final = (
     "clip",
@@ -101,8 +101,12 @@ def _read_json_frames(
 
 
 def _parse_pair(pair: object, where: str, limits: DetectionLimits) -> Detection:
-    if not isinstance(pair, list) or len(pair) != 2 or any(isinstance(v, bool) for v in pair):
-        raise DataError(f"{where}: expected [class, confidence], got {pair!r}")
+    if (
+        not isinstance(pair, list)
+        or len(pair) != 2
+        or not all(type(v) in (int, float, str) for v in pair)
+    ):
+        raise DataError(f"{where}: expected [class, confidence], got {shown(pair)}")
     class_id = _class_id(str(pair[0]), f"{where}, class", limits)
     return Detection(class_id, finite_number(str(pair[1]), f"{where}, confidence", low=0, high=1))
 
@@ -113,7 +117,9 @@ _Row = tuple[int, int, Detection | None]  # line, frame, what was detected
 def _parse_rows(reader: Iterator[list[str]], path: Path, limits: DetectionLimits) -> Iterator[_Row]:
     header = next(reader, [])
     if tuple(header) != _COLUMNS:
-        raise DataError(f"{path}, line 1: expected the columns {','.join(_COLUMNS)}, got {header}")
+        raise DataError(
+            f"{path}, line 1: expected the columns {','.join(_COLUMNS)}, got {shown(header)}"
+        )
     clip: str | None = None
     last_idx, in_frame = -1, list[Detection | None]()
     for number, row in enumerate(reader, start=2):
@@ -122,7 +128,7 @@ def _parse_rows(reader: Iterator[list[str]], path: Path, limits: DetectionLimits
         where = f"{path}, line {number}"
         clip = row[0] if clip is None else clip
         if row[0] != clip:
-            raise DataError(f"{where}: expected clip {clip!r} as before, got {row[0]!r}")
+            raise DataError(f"{where}: expected clip {shown(clip)} as before, got {shown(row[0])}")
         frame_idx, detection = _parse_row(row, where, limits)
         if frame_idx < last_idx:
             raise DataError(
@@ -132,7 +138,9 @@ def _parse_rows(reader: Iterator[list[str]], path: Path, limits: DetectionLimits
         if frame_idx > last_idx:
             last_idx, in_frame = frame_idx, []
         if in_frame and (detection is None or None in in_frame or detection in in_frame):
-            raise DataError(f"{where}: expected frame {frame_idx} once, got it repeated: {row}")
+            raise DataError(
+                f"{where}: expected frame {frame_idx} once, got it repeated: {shown(row)}"
+            )
         in_frame.append(detection)
         yield number, frame_idx, detection
 
@@ -146,7 +154,7 @@ def _parse_row(
     if len(values) not in (2, 3, len(_COLUMNS)):
         raise DataError(
             f"{where}: expected {len(_COLUMNS)} values, or 2 or 3 where nothing was detected, got"
-            f" {len(values)}: {row}"
+            f" {len(values)}: {shown(row)}"
         )
     frame_idx = whole_number(values[1], f"{where}, framenr")
     if len(values) < len(_COLUMNS):
@@ -165,8 +173,8 @@ def _class_id(text: str, where: str, limits: DetectionLimits) -> int:
     class_id = whole_number(text, where)
     if limits.class_count is not None and class_id >= limits.class_count:
         raise DataError(
-            f"{where}: expected a class from 0 to {limits.class_count - 1}, got {text!r}; does the"
-            " detector belong to this procedure?"
+            f"{where}: expected a class from 0 to {limits.class_count - 1}, got {shown(text)}; does"
+            " the detector belong to this procedure?"
         )
     return class_id
 

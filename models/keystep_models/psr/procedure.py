@@ -9,7 +9,6 @@ Source: Schoonbeek et al., IndustReal, WACV 2024; STORM-PSR, arXiv:2510.12385.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -18,6 +17,7 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 from keystep_capture.errors import DataError, NotFoundError
+from keystep_models.psr.text_files import parse_json, read_text, shown
 
 StepKind: TypeAlias = Literal["completed", "incorrect", "removed"]
 ComponentState: TypeAlias = tuple[int, ...]
@@ -32,6 +32,12 @@ VALUE_AFTER: Final[Mapping[StepKind, int]] = MappingProxyType(
     {"completed": 1, "incorrect": -1, "removed": 0}
 )
 """The component's value once a step of this kind has happened."""
+
+MAX_PROCEDURE_ENTRIES: Final = 10_000
+"""Steps, components and detector classes that a procedure may have, each."""
+
+MAX_PROCEDURE_LENGTH: Final = 16_000_000
+"""Characters that a procedure's file may have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,7 +225,7 @@ def parse_state(text: str) -> ComponentState:
         DataError: the text holds anything else.
     """
     if not text or set(text) - {"0", "1"}:
-        raise DataError(f"expected a state as digits 0 and 1, one per component, got {text!r}")
+        raise DataError(f"expected a state as digits 0 and 1, one per component, got {shown(text)}")
     return tuple(int(digit) for digit in text)
 
 
@@ -246,10 +252,7 @@ def load_industreal(
         DataError: the file cannot be read, or is not as documented.
     """
     path = Path(procedure_info_path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the procedure file {path}: {error}") from error
+    text = read_text(path, "a procedure", max_length=MAX_PROCEDURE_LENGTH)
     return _parse_industreal(
         text,
         source=str(path),
@@ -268,7 +271,8 @@ def builtin_procedure(name: str) -> Procedure:
             f"no built-in procedure {name!r}; there are {', '.join(BUILTIN_PROCEDURES)}"
         )
     folder = resources.files(__package__) / "data"
-    info = json.loads((folder / "industreal_states.json").read_text(encoding="utf-8"))
+    file_name = "industreal_states.json"
+    info = parse_json((folder / file_name).read_text(encoding="utf-8"), file_name, "states")
     return _parse_industreal(
         (folder / "procedure_info_IndustReal.json").read_text(encoding="utf-8"),
         source="procedure_info_IndustReal.json",
@@ -311,15 +315,13 @@ def parse_industreal_steps(text: str, *, source: str, task: str) -> tuple[Proced
 
     Ids may still occur twice; a `Procedure` refuses that.
     """
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{source}: expected JSON, got {error}; fetch the file again") from error
+    rows = parse_json(text, source, "a list of steps")
     if not isinstance(rows, list) or not rows:
         raise DataError(
             f"{source}: expected a non-empty list of steps, got {type(rows).__name__}; is this"
             " a procedure_info file?"
         )
+    check_size(len(rows), source, "steps")
     return tuple(_parse_step(row, task, f"{source}, entry {idx}") for idx, row in enumerate(rows))
 
 
@@ -335,6 +337,7 @@ def _parse_step(row: object, task: str, where: str) -> ProcedureStep:
         )
     step_id = _typed(row, "id", int, where)
     component_idx = _typed(row, "state_idx", int, where)
+    check_size(component_idx + 1, where, "components")
     install = _typed(row, "install", bool, where)
     offset = step_id - 3 * component_idx
     if component_idx < 0 or offset not in (0, 1, 2) or install != (offset != 2):
@@ -351,8 +354,16 @@ def _parse_step(row: object, task: str, where: str) -> ProcedureStep:
     )
 
 
+def check_size(count: int, source: str, what: str) -> None:
+    """DataError where a procedure has more steps, components or states than any real one."""
+    if count > MAX_PROCEDURE_ENTRIES:
+        raise DataError(
+            f"{source}: expected at most {MAX_PROCEDURE_ENTRIES} {what}, got {shown(count)}"
+        )
+
+
 def _typed(row: Mapping[str, Any], key: str, kind: type[_T], where: str) -> _T:
     value = row.get(key)
     if type(value) is not kind:  # not isinstance: true and false are no step ids
-        raise DataError(f"{where}: expected {key!r} as {kind.__name__}, got {value!r}")
+        raise DataError(f"{where}: expected {key!r} as {kind.__name__}, got {shown(value)}")
     return value

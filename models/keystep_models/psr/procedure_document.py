@@ -15,7 +15,7 @@ class without a state (background, error state).
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -23,10 +23,21 @@ from typing import Final
 import msgspec
 
 from keystep_capture.errors import DataError
-from keystep_models.psr.procedure import ComponentState, Procedure, ProcedureStep, StepKind
-from keystep_models.psr.text_files import open_text
+from keystep_models.psr.order_cycles import cycle_in, find_knots
+from keystep_models.psr.procedure import (
+    MAX_PROCEDURE_LENGTH,
+    ComponentState,
+    Procedure,
+    ProcedureStep,
+    StepKind,
+    check_size,
+)
+from keystep_models.psr.text_files import parse_json, plain, read_text, shown
 
 SCHEMA_VERSION: Final = 1
+
+_MAX_CYCLES: Final = 5  # that are written out, and of each at most so many steps:
+_MAX_CYCLE_STEPS: Final = 10
 
 
 class StepEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -58,27 +69,27 @@ class ProcedureDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 def read_document(path: str | Path) -> ProcedureDocument:
     """Read a document of this version; DataError naming the file and the value otherwise."""
     path = Path(path)
-    with open_text(path, "a procedure") as lines:
-        text = lines.read()
+    text = read_text(path, "a procedure", max_length=MAX_PROCEDURE_LENGTH)
     return parse_document(text, str(path))
 
 
 def parse_document(text: str, source: str) -> ProcedureDocument:
     """Parse a document of this version; DataError naming `source` and the value otherwise."""
-    try:
-        version = json.loads(text).get("keystep_procedure")
-    except json.JSONDecodeError as error:
-        raise DataError(f"{source}, line {error.lineno}: expected JSON, got {error.msg}") from error
-    except (AttributeError, RecursionError) as error:
-        raise DataError(f"{source}: expected a JSON object with keystep_procedure") from error
+    content = parse_json(text, source, "a procedure")
+    if not isinstance(content, dict):
+        raise DataError(f"{source}: expected a JSON object with keystep_procedure")
+    version = content.get("keystep_procedure")
     if version != SCHEMA_VERSION:
         raise DataError(
-            f"{source}: expected keystep_procedure {SCHEMA_VERSION}, got {version!r}; this Keystep"
-            " reads no other version"
+            f"{source}: expected keystep_procedure {SCHEMA_VERSION}, got {shown(version)}; this"
+            " Keystep reads no other version"
         )
+    for what in ("steps", "components", "detector_states"):
+        if isinstance(content.get(what), list):
+            check_size(len(content[what]), source, what)
     try:
         return msgspec.json.decode(text, type=ProcedureDocument)
-    except msgspec.ValidationError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise DataError(f"{source}: {error}") from error
 
 
@@ -94,7 +105,8 @@ def to_procedure(document: ProcedureDocument) -> Procedure:
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise DataError(
-            f"procedure {document.name!r}: {problems[0]}{more}; `keystep procedure check` lists all"
+            f"procedure {shown(document.name)}: {problems[0]}{more};"
+            " `keystep procedure check` lists all"
         )
     index = {name: idx for idx, name in enumerate(document.components)}
     return Procedure(
@@ -167,9 +179,12 @@ def of_steps(
 
 def _component_names(steps: Sequence[ProcedureStep], count: int) -> list[str]:
     names = [f"component {idx}" for idx in range(count)]
+    taken = set(names)
     for step in steps:
         name = step.title.removeprefix("Install ").strip()
-        if step.kind == "completed" and name and name not in names:
+        if step.kind == "completed" and name and name not in taken:
+            taken.remove(names[step.component_idx])
+            taken.add(name)
             names[step.component_idx] = name
     return names
 
@@ -178,130 +193,152 @@ def _component_names(steps: Sequence[ProcedureStep], count: int) -> list[str]:
 
 
 def find_problems(document: ProcedureDocument) -> list[str]:
-    """All that makes a document no usable procedure, one line each; empty when it is one."""
-    problems = [*_structure_problems(document), *_reference_problems(document)]
-    cycles = find_cycles({step.id: step.requires for step in document.steps})
-    titles = {step.id: step.title for step in document.steps}
-    for cycle in cycles:
-        way = " -> ".join(f"{step_id} ({titles[step_id]})" for step_id in (*cycle, cycle[0]))
-        problems.append(f"cycle: each of these steps requires the next: {way}")
-    problems += _unreachable_problems(document, {step_id for cycle in cycles for step_id in cycle})
-    return problems
+    """All that makes a document no usable procedure, one line each; empty when it is one.
+
+    Of steps that require each other one cycle is given, and the number of the others.
+    """
+    requires = {step.id: step.requires for step in document.steps}
+    knots = find_knots(requires)
+    return [
+        *_structure_problems(document),
+        *_reference_problems(document),
+        *_cycle_problems(document, knots, requires),
+        *_unreachable_problems(document, set[int]().union(*knots)),
+    ]
 
 
 def _structure_problems(document: ProcedureDocument) -> Iterator[str]:
     count = len(document.components)
     if not document.steps:
         yield "expected at least one step, got none"
-    for name in sorted({n for n in document.components if document.components.count(n) > 1}):
-        yield f"duplicate component {name!r}: expected every name once"
+    times = Counter(document.components)
+    for name in sorted(name for name in times if times[name] > 1):
+        yield f"duplicate component {shown(name)}: expected every name once"
     vectors = [("initial_state", document.initial_state)]
     for class_id, state in enumerate(document.detector_states):
         if state is not None:
             vectors.append((f"detector_states[{class_id}]", state))
     for what, vector in vectors:
         if len(vector) != count or any(value not in (-1, 0, 1) for value in vector):
-            yield f"{what}: expected {count} values, each -1, 0 or 1, got {vector}"
+            yield f"{what}: expected {count} values, each -1, 0 or 1, got {shown(vector)}"
     first_with_id: dict[int, StepEntry] = {}
     first_with_change: dict[tuple[str, StepKind], StepEntry] = {}
     for step in document.steps:
         same = first_with_id.setdefault(step.id, step)
         if same is not step:
-            yield f"duplicate id {step.id}: {same.title!r} and {step.title!r}"
+            yield f"duplicate id {step.id}: {shown(same.title)} and {shown(step.title)}"
         same = first_with_change.setdefault((step.component, step.kind), step)
         if same is not step and same.id != step.id:
             yield (
-                f"duplicate change: steps {same.id} and {step.id} both make {step.component!r}"
+                f"duplicate change: steps {same.id} and {step.id} both make {shown(step.component)}"
                 f" {step.kind}"
             )
 
 
 def _reference_problems(document: ProcedureDocument) -> Iterator[str]:
     ids = {step.id for step in document.steps}
+    components = set(document.components)
     for step in document.steps:
         if step.id < 0:
-            yield f"step {step.id} ({step.title}): expected an id of 0 or more"
-        if step.component not in document.components:
-            yield f"step {step.id} ({step.title}): unknown component {step.component!r}"
+            yield f"{_named(step)}: expected an id of 0 or more"
+        if step.component not in components:
+            yield f"{_named(step)}: unknown component {shown(step.component)}"
         for required in step.requires:
             if required not in ids:
-                yield f"step {step.id} ({step.title}): requires the unknown step {required}"
+                yield f"{_named(step)}: requires the unknown step {required}"
 
 
-def find_cycles(requires: Mapping[int, Sequence[int]]) -> list[list[int]]:
-    """Cycles in a graph, each from its smallest id; at least one for every knot of steps.
+def _named(step: StepEntry) -> str:
+    return f"step {step.id} ({plain(step.title)})"
 
-    Args:
-        requires: Per step id the ids it requires; ids that are no key are ignored.
-    """
-    finished: set[int] = set()
-    cycles: list[list[int]] = []
-    for start in sorted(requires):
-        if start in finished:
-            continue
-        path, pending = [start], [(start, iter(requires[start]))]
-        while pending:
-            other = next(pending[-1][1], None)
-            if other is None:
-                pending.pop()
-                finished.add(path.pop())
-            elif other in path:
-                cycle = path[path.index(other) :]
-                least = cycle.index(min(cycle))
-                cycles.append(cycle[least:] + cycle[:least])
-            elif other in requires and other not in finished:
-                path.append(other)
-                pending.append((other, iter(requires[other])))
-    return cycles
+
+def _cycle_problems(
+    document: ProcedureDocument, knots: Sequence[set[int]], requires: Mapping[int, Sequence[int]]
+) -> Iterator[str]:
+    titles = {step.id: plain(step.title) for step in document.steps}
+    for knot in knots[:_MAX_CYCLES]:
+        cycle = cycle_in(knot, requires)
+        names = [f"{step_id} ({titles[step_id]})" for step_id in cycle[:_MAX_CYCLE_STEPS]]
+        if len(cycle) > _MAX_CYCLE_STEPS:
+            names.append(f"{len(cycle) - _MAX_CYCLE_STEPS} more")
+        others = len(knot) - len(cycle)
+        yield (
+            f"cycle: each of these steps requires the next: {' -> '.join([*names, names[0]])}"
+            + (f"; {others} more steps require these and are required by them" if others else "")
+        )
+    if len(knots) > _MAX_CYCLES:
+        yield f"cycle: {len(knots) - _MAX_CYCLES} more groups of steps require each other"
 
 
 def _unreachable_problems(document: ProcedureDocument, in_cycle: set[int]) -> Iterator[str]:
     """Expected steps that nothing can lead to, apart from those that a cycle names already."""
     steps = {step.id: step for step in document.steps}
-    reached = _reachable(document)
+    reached, components = _reachable(document), set(document.components)
     for step in steps.values():
         if step.expected and step.id not in reached and step.id not in in_cycle:
-            yield f"step {step.id} ({step.title}): unreachable: {_why(document, step, reached)}"
+            why = _why(step, steps, components, reached)
+            yield f"{_named(step)}: unreachable: {why}"
 
 
 def _reachable(document: ProcedureDocument) -> set[int]:
-    """Ids of expected steps that some order of steps arrives at."""
+    """Ids of expected steps that some order of steps arrives at, in time linear in the document."""
+    initial: dict[str, int] = {}
+    for name, value in zip(document.components, document.initial_state, strict=False):
+        initial.setdefault(name, value)
+    unmet = [len(set(step.requires)) for step in document.steps]
+    with_id, waiting, of_component = _positions(document)
+    happened: dict[str, set[StepKind]] = {name: set() for name in of_component}
     reached: set[int] = set()
-    while True:
-        more = {
-            step.id
-            for step in document.steps
-            if step.id not in reached
-            and step.expected
-            and reached.issuperset(step.requires)
-            and _can_change(document, step, reached)
-        }
-        if not more:
-            return reached
-        reached |= more
+    pending = list(range(len(unmet)))
+    while pending:
+        idx = pending.pop()
+        step = document.steps[idx]
+        is_free = step.expected and unmet[idx] == 0 and step.component in initial
+        if step.id in reached or not is_free:
+            continue
+        if not _can_change(step.kind, initial[step.component], happened[step.component]):
+            continue
+        reached.add(step.id)
+        for waiting_idx in waiting.get(step.id, ()):
+            unmet[waiting_idx] -= 1
+            pending.append(waiting_idx)
+        for same in (document.steps[i] for i in with_id[step.id]):  # several where ids are doubled
+            if same.kind not in happened[same.component]:
+                happened[same.component].add(same.kind)
+                pending += of_component[same.component]
+    return reached
 
 
-def _can_change(document: ProcedureDocument, step: StepEntry, reached: set[int]) -> bool:
-    """Whether the component can be as it must be before this step.
+def _positions(
+    document: ProcedureDocument,
+) -> tuple[dict[int, list[int]], dict[int, list[int]], dict[str, list[int]]]:
+    """Positions of steps by their id, by the ids they require, and by their component."""
+    with_id: dict[int, list[int]] = {}
+    waiting: dict[int, list[int]] = {}
+    of_component: dict[str, list[int]] = {}
+    for idx, step in enumerate(document.steps):
+        with_id.setdefault(step.id, []).append(idx)
+        of_component.setdefault(step.component, []).append(idx)
+        for required in set(step.requires):
+            waiting.setdefault(required, []).append(idx)
+    return with_id, waiting, of_component
+
+
+def _can_change(kind: StepKind, initial: int, happened: set[StepKind]) -> bool:
+    """Whether a component can be as it must be before a step of this kind.
 
     Mistakes need not be expected to happen; installations and removals do.
     """
-    if step.component not in document.components:
-        return False
-    idx = document.components.index(step.component)
-    if idx >= len(document.initial_state):
-        return False
-    initial = document.initial_state[idx]
-    own = {s.kind for s in document.steps if s.component == step.component and s.id in reached}
-    if step.kind == "removed":
-        return initial == 1 or "completed" in own
-    if step.kind == "completed":
-        return initial != 1 or "removed" in own or "incorrect" in own
-    return initial != -1 or "removed" in own or "completed" in own
+    if kind == "removed":
+        return initial == 1 or "completed" in happened
+    if kind == "completed":
+        return initial != 1 or "removed" in happened or "incorrect" in happened
+    return initial != -1 or "removed" in happened or "completed" in happened
 
 
-def _why(document: ProcedureDocument, step: StepEntry, reached: set[int]) -> str:
-    by_id = {other.id: other for other in document.steps}
+def _why(
+    step: StepEntry, by_id: Mapping[int, StepEntry], components: set[str], reached: set[int]
+) -> str:
     for required in step.requires:
         if required in reached:
             continue
@@ -310,10 +347,10 @@ def _why(document: ProcedureDocument, step: StepEntry, reached: set[int]) -> str
         if not by_id[required].expected:
             return f"it requires step {required}, which the procedure does not expect"
         return f"it requires step {required}, which is unreachable or in a cycle"
-    if step.component not in document.components:
-        return f"its component {step.component!r} does not exist"
+    if step.component not in components:
+        return f"its component {shown(step.component)} does not exist"
     if step.kind == "removed":
-        return f"{step.component!r} is never installed before"
+        return f"{shown(step.component)} is never installed before"
     if step.kind == "completed":
-        return f"{step.component!r} is installed from the start and never removed"
-    return f"{step.component!r} is wrong from the start and never put right"
+        return f"{shown(step.component)} is installed from the start and never removed"
+    return f"{shown(step.component)} is wrong from the start and never put right"

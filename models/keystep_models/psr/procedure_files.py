@@ -9,6 +9,7 @@ from typing import Any, Final
 from keystep_capture.errors import ConfigError, DataError
 from keystep_models.psr.procedure import (
     BUILTIN_PROCEDURES,
+    MAX_PROCEDURE_LENGTH,
     ComponentState,
     Procedure,
     ProcedureStep,
@@ -23,7 +24,7 @@ from keystep_models.psr.procedure_document import (
     read_document,
     to_procedure,
 )
-from keystep_models.psr.text_files import read_json
+from keystep_models.psr.text_files import read_json, read_text, shown
 
 _FAMILIES: Final = ("industreal", "builtin")  # with a task they name a built-in procedure
 
@@ -62,7 +63,7 @@ def load_procedure(
                 f"no procedure {source!r}: expected a JSON file, industreal, or one of"
                 f" {', '.join(BUILTIN_PROCEDURES)}"
             )
-        if is_published_info(read_json(path, "a procedure")):
+        if is_published_info(read_json(path, "a procedure", max_length=MAX_PROCEDURE_LENGTH)):
             return _from_info(path, _needed(task or fallback_task, source), states, initial_state)
         procedure = to_procedure(read_document(path))
     if task is not None and task != procedure.task:
@@ -84,9 +85,9 @@ def documents_to_check(
         DataError: the file cannot be read, or holds no such task.
     """
     path = Path(path)
-    if not is_published_info(read_json(path, "a procedure")):
+    if not is_published_info(read_json(path, "a procedure", max_length=MAX_PROCEDURE_LENGTH)):
         return [read_document(path)]
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path, "a procedure", max_length=MAX_PROCEDURE_LENGTH)
     documents = []
     for name in (task,) if task else tuple(BUILTIN_PROCEDURES.values()):
         steps = parse_industreal_steps(text, source=str(path), task=name)
@@ -156,5 +157,7 @@ def read_states(path: str | Path) -> tuple[ComponentState | None, ...]:
         elif isinstance(entry, str):
             states.append(parse_state(entry))
         else:
-            raise DataError(f"{path}, class {class_id}: expected a text or null, got {entry!r}")
+            raise DataError(
+                f"{path}, class {class_id}: expected a text or null, got {shown(entry)}"
+            )
     return tuple(states)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from keystep_capture.errors import DataError
 from keystep_models.psr.procedure import Procedure
-from keystep_models.psr.text_files import MAX_FRAME_COUNT, read_json
+from keystep_models.psr.text_files import MAX_FRAME_COUNT, read_json, shown
 from keystep_models.psr.truth import read_labels
 
 
@@ -124,15 +124,19 @@ def read_steps(
 
 def _parse_entry(entry: Any, where: str) -> StepReport:
     if not isinstance(entry, dict):
-        raise DataError(f"{where}: expected an object, got {entry!r}")
+        raise DataError(f"{where}: expected an object, got {shown(entry)}")
     frame_idx, step_id = entry.get("frame"), entry.get("id")
     confidence = entry.get("confidence", entry.get("conf", 1.0))
     if type(frame_idx) is not int or not 0 <= frame_idx < MAX_FRAME_COUNT:
-        raise DataError(f"{where}: expected a frame of 0 or more, got {frame_idx!r}")
+        raise DataError(f"{where}: expected a frame of 0 or more, got {shown(frame_idx)}")
     if type(step_id) is not int or step_id < 0:
-        raise DataError(f"{where}: expected a step id of 0 or more, got {step_id!r}")
-    if not isinstance(confidence, int | float) or not 0.0 <= confidence <= 1.0:
-        raise DataError(f"{where}: expected a confidence from 0 to 1, got {confidence!r}")
+        raise DataError(f"{where}: expected a step id of 0 or more, got {shown(step_id)}")
+    if (
+        not isinstance(confidence, int | float)
+        or isinstance(confidence, bool)
+        or not 0.0 <= confidence <= 1.0
+    ):
+        raise DataError(f"{where}: expected a confidence from 0 to 1, got {shown(confidence)}")
     return StepReport(frame_idx, step_id, float(confidence))
 
 

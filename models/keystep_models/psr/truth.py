@@ -22,7 +22,14 @@ from keystep_capture.errors import DataError
 from keystep_models.measures.psr import GroundTruthStep
 from keystep_models.psr.detections import DetectionLimits, read_detections
 from keystep_models.psr.procedure import ComponentState, Procedure
-from keystep_models.psr.text_files import open_text, read_json, whole_number
+from keystep_models.psr.text_files import (
+    MAX_FRAME_COUNT,
+    open_text,
+    plain,
+    read_json,
+    shown,
+    whole_number,
+)
 
 Layout: TypeAlias = Literal["labels", "with-errors", "raw", "raw-with-errors", "states", "expected"]
 
@@ -188,11 +195,15 @@ def _expected_recording(path: Path, name: str, entry: Any) -> RecordingTruth:
             for s in entry["ground_truth_from_states"]
         ]
         titles = {step.step_id: str(row.get("description", "")) for step, row in rows}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DataError(
             f"{where}: expected procedure, n_frames and ground_truth_from_states with frame, id and"
-            f" not_before ({type(error).__name__}: {error})"
+            f" not_before ({type(error).__name__}: {plain(str(error))})"
         ) from error
+    if not 0 <= frame_count <= MAX_FRAME_COUNT:
+        raise DataError(
+            f"{where}: expected n_frames from 0 to {MAX_FRAME_COUNT}, got {shown(frame_count)}"
+        )
     steps = tuple(step for step, _ in rows)
     for number, step in enumerate(steps):
         if not 0 <= step.frame_idx < frame_count or step.last_old_frame_idx >= step.frame_idx:
@@ -222,8 +233,8 @@ def _label_rows(path: Path) -> Iterator[tuple[int, list[str], str]]:
             frame_idx = _frame_of_image(row[0], where, is_first=number == 1)
             if frame_idx < last_idx:
                 raise DataError(
-                    f"{where}: expected an image from {last_idx} on, got {row[0]!r}; rows must be"
-                    " in the order of frames"
+                    f"{where}: expected an image from {last_idx} on, got {shown(row[0])}; rows must"
+                    " be in the order of frames"
                 )
             last_idx = frame_idx
             yield frame_idx, row[1:], where
@@ -233,7 +244,7 @@ def _frame_of_image(text: str, where: str, *, is_first: bool) -> int:
     stem, _, suffix = text.strip().rpartition(".")
     if not stem.isdigit() or suffix.lower() not in ("jpg", "jpeg", "png"):
         header = " (a header? label files have none)" if is_first else ""
-        raise DataError(f"{where}: expected an image like 00727.jpg, got {text!r}{header}")
+        raise DataError(f"{where}: expected an image like 00727.jpg, got {shown(text)}{header}")
     return whole_number(stem, f"{where}, image")
 
 
@@ -251,7 +262,7 @@ def _raw_states(path: Path, component_count: int | None) -> Iterator[tuple[int, 
             raise DataError(f"{where}: expected every image once, got {frame_idx} repeated")
         for value in values:
             if value.strip() not in ("-1", "0", "1"):
-                raise DataError(f"{where}: expected -1, 0 or 1, got {value!r}")
+                raise DataError(f"{where}: expected -1, 0 or 1, got {shown(value)}")
         last_idx = frame_idx
         yield frame_idx, tuple(int(value) for value in values)
 
