@@ -265,11 +265,29 @@ def test_bad_json_detections_are_refused(tmp_path: Path, detections: Any, messag
         (("--method", "storm"), "needs --clips"),
         (("--method", "b3", "--task", "main", "--meta", "missing.json"), "cannot read ground tru"),
         (("--method", "b3", "--threshold", "0"), "expected a threshold above 0"),
+        (("--method", "b3", "--decay", "nan"), "expected a decay from 0 to 1, got nan"),
+        (("--method", "tracker", "--decay", "0.5"), "--decay is for --method b2, b3, temporal, st"),
+        (("--method", "tracker", "--threshold", "nan"), "--threshold is for .*, not tracker"),
+        (("--method", "b1", "--threshold", "3"), "--threshold is for .*, not b1"),
+        (("--method", "b3", "--window", "9"), "--window is for --method temporal, storm, not b3"),
+        (("--method", "b3", "--weight", "0.5"), "--weight is for --method storm, not b3"),
+        (("--method", "b3", "--fusion", "soft"), "--fusion is for --method storm, not b3"),
+        (("--method", "b3", "--branches"), "--branches is for --method storm"),
     ],
 )
 def test_wrong_usage_says_what_is_expected(tmp_path: Path, args: Any, message: str) -> None:
     with pytest.raises(KeystepError, match=message):
         run_one(tmp_path / "out.json", *args)
+
+
+@pytest.mark.parametrize("frames", [0, 99_999_999_999])
+def test_a_recording_has_at_most_a_day_of_frames(frames: int, tmp_path: Path) -> None:
+    source, out = REAL_FOLDER / f"{ONE}_pred.csv.gz", tmp_path / "o.json"
+    args = ("--procedure", "industreal", "--detections", source, "--out", out)
+    command = ["psr", "run", "--method", "b3", *map(str, args), "--frames", str(frames)]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2
+    assert not out.exists()
 
 
 def test_a_procedure_without_detector_states_cannot_follow_detections(tmp_path: Path) -> None:

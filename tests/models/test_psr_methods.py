@@ -53,6 +53,16 @@ def test_every_method_completes_steps_and_goes_on_from_a_snapshot(name: str) -> 
     assert second.method == name
 
 
+@pytest.mark.parametrize("name", ["b1", "b2", "b3"])
+def test_long_empty_stretches_are_skipped_without_a_difference(name: str) -> None:
+    frames = [*WORK[:340], *[[]] * 2000, *WORK[:340]]
+    whole, skipping = (METHODS[name].make(ASSEMBLY, options_of(name)) for _ in range(2))
+    steps = [s for k, seen in enumerate(frames) for s in whole.step(k, seen).steps]
+    assert run_recording(skipping, frames, [None] * len(frames)).steps == steps
+    assert skipping.snapshot() == whole.snapshot()
+    assert not METHODS["tracker"].make(ASSEMBLY, MethodOptions()).is_at_rest
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_begins_in_a_state_and_refuses_anothers_snapshot(name: str) -> None:
     recogniser = METHODS[name].make(ASSEMBLY, options_of(name))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Final, TypeAlias, TypeVar
 
 import typer
 
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 
     from keystep_models.psr.procedure import ComponentState
     from keystep_models.psr.recording_files import ProcedureChoice
+
+_T = TypeVar("_T")
+
+_MANY_FRAMES: Final = 100_000  # the tracker takes seconds for so many
 
 TaskOption: TypeAlias = Annotated[
     str | None,
@@ -69,3 +74,17 @@ def make_console() -> Console:
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+
+
+def with_progress(frames: Sequence[_T], name: str) -> Iterable[_T]:
+    """The frames, with a bar on a terminal's standard error while there are many to go."""
+    if len(frames) < _MANY_FRAMES or not sys.stderr.isatty():
+        return frames
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import track
+
+    from keystep_models.psr.text_files import plain
+
+    console = Console(stderr=True)
+    return track(frames, escape(plain(name)), console=console, transient=True)

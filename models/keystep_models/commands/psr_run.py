@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,7 +17,9 @@ from keystep_models.commands.psr_options import (
     choose_procedure,
     make_console,
     parse_image_size,
+    with_progress,
 )
+from keystep_models.psr.text_files import MAX_FRAME_COUNT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     from keystep_models.psr.procedure import Procedure
     from keystep_models.psr.recogniser import Recogniser
     from keystep_models.psr.recording_files import ProcedureChoice
-    from keystep_models.psr.tracker_model import TrackerModel
 
 
 class FusionChoice(StrEnum):
@@ -73,14 +74,24 @@ def run(
         Path | None,
         typer.Option(help="JSON of fit_tracker, in place of the settings shipped for IndustReal."),
     ] = None,
-    decay: Annotated[float, typer.Option(help="Factor for sums that did not gain.")] = 0.75,
-    fusion: Annotated[FusionChoice, typer.Option(help="Of storm's branches.")] = (
-        FusionChoice.SHARED
-    ),
-    weight: Annotated[float, typer.Option(help="Of the clips in soft fusion.")] = 0.5,
-    window: Annotated[int, typer.Option(min=1, help="Frames that a clip spans.")] = 257,
+    decay: Annotated[
+        float | None, typer.Option(help="Factor for sums that did not gain; else 0.75.")
+    ] = None,
+    fusion: Annotated[
+        FusionChoice | None, typer.Option(help="Of storm's branches; else shared.")
+    ] = None,
+    weight: Annotated[
+        float | None, typer.Option(help="Of the clips where storm's sums unite; else 0.5.")
+    ] = None,
+    window: Annotated[
+        int | None,
+        typer.Option(min=1, max=MAX_FRAME_COUNT, help="Frames that a clip spans; else 257."),
+    ] = None,
     frames: Annotated[
-        int | None, typer.Option(min=1, help="Frames in the recording; else up to the last row.")
+        int | None,
+        typer.Option(
+            min=1, max=MAX_FRAME_COUNT, help="Frames in the recording; else up to the last row."
+        ),
     ] = None,
     meta: Annotated[
         Path | None, typer.Option(help="expected.json: frame counts and tasks of recordings.")
@@ -101,18 +112,25 @@ def run(
 ) -> None:
     """Recognise steps in one recording, or in a folder of them, frame by frame as live."""
     from keystep_models.psr.methods import MethodOptions, find_method
+    from keystep_models.psr.tracker_model import load_tracker_model
 
     chosen = find_method(method)
-    tracker_model = _read_tracker_settings(method, tracker_settings)
+    settings = {
+        "threshold": threshold,
+        "decay": decay,
+        "fusion": None if fusion is None else fusion.value,
+        "weight": weight,
+        "window_frames": window,
+        "tracker_model": tracker_settings,
+    }
+    given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+    _check_used(method, given)
+    if branches and (method != "storm" or fusion is FusionChoice.SOFT):
+        raise ConfigError("--branches is for --method storm with --fusion shared")
+    if tracker_settings is not None:
+        given["tracker_model"] = load_tracker_model(tracker_settings)
     choice = choose_procedure(procedure, task, states, initial_state)
-    options = MethodOptions(
-        threshold=threshold,
-        decay=decay,
-        fusion=fusion.value,
-        weight=weight,
-        window_frames=window,
-        tracker_model=tracker_model,
-    )
+    options = MethodOptions(**given)
     sources = _sources(method, chosen, detections, clips)
     outs = _out_files(out, list(sources), into_folder=_is_folder(detections or clips))
     limits = _Limits(frames=frames, meta=meta, image_size=parse_image_size(image_size))
@@ -126,6 +144,20 @@ def run(
         for recording, recogniser in zip(recordings, started, strict=True)
     }
     _print_totals(method, counts, out)
+
+
+_FLAGS = {"window_frames": "--window", "tracker_model": "--tracker-settings"}
+
+
+def _check_used(method: str, given: Mapping[str, object]) -> None:
+    """ConfigError where an option is given that the method does not take."""
+    from keystep_models.psr.methods import METHODS
+
+    for name in given:
+        users = [other for other, known in METHODS.items() if name in known.options]
+        if method not in users:
+            flag = _FLAGS.get(name, f"--{name}")
+            raise ConfigError(f"{flag} is for --method {', '.join(users)}, not {method}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,16 +259,6 @@ def _read(
     return Recording(name=name, procedure=procedure, detections=detections, clips=clips)
 
 
-def _read_tracker_settings(method: str, path: Path | None) -> TrackerModel | None:
-    from keystep_models.psr.tracker_model import load_tracker_model
-
-    if path is None:
-        return None
-    if method != "tracker":
-        raise ConfigError(f"--tracker-settings is for --method tracker, not {method}")
-    return load_tracker_model(path)
-
-
 def _run_one(
     recording: Recording, recogniser: Recogniser, out: Path, lists: _Lists
 ) -> tuple[int, int]:
@@ -244,7 +266,8 @@ def _run_one(
     from keystep_models.psr.recogniser import run_recording
     from keystep_models.psr.steps_files import write_steps
 
-    done = run_recording(recogniser, recording.detections, recording.clips)
+    seen = with_progress(recording.detections, recording.name)
+    done = run_recording(recogniser, seen, recording.clips)
     steps, more = done.steps, dict(done.branches) if lists.branches else {}
     if not lists.incorrect_among_steps:
         more["incorrect"] = [step for step in steps if step.kind == "incorrect"]
@@ -256,14 +279,17 @@ def _run_one(
 
 
 def _print_totals(method: str, counts: Mapping[str, tuple[int, int]], out: Path) -> None:
+    from rich.markup import escape
     from rich.table import Table
+
+    from keystep_models.psr.text_files import plain
 
     table = Table(title=f"{method}: steps written to {out}", title_justify="left")
     table.add_column("recording")
     table.add_column("frames", justify="right")
     table.add_column("steps", justify="right")
     for name, (frame_count, step_count) in counts.items():
-        table.add_row(name, str(frame_count), str(step_count))
+        table.add_row(escape(plain(name)), str(frame_count), str(step_count))
     if len(counts) > 1:
         table.add_section()
         frame_counts, step_counts = zip(*counts.values(), strict=True)

@@ -25,6 +25,11 @@ class ConfidenceSums:
         self._sum_by_step: dict[int, float] = {}
         self._gained: set[int] = set()
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no step has a sum and none gained since the last decay."""
+        return not self._sum_by_step and not self._gained
+
     def add(self, step_id: int, confidence: float) -> float:
         """Let a step gain; returns its new sum and keeps it from the next decay."""
         total = self._sum_by_step.get(step_id, 0.0) + confidence

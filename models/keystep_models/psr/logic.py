@@ -67,6 +67,11 @@ class StepLogic(ABC):
         """Present value of every component, length C; None until a detection has set it."""
         return self._state
 
+    @property
+    @abstractmethod
+    def is_at_rest(self) -> bool:
+        """Whether a frame without detections would change nothing but the frame's number."""
+
     def step(self, frame_idx: int, detections: Sequence[Detection]) -> list[StepCompletion]:
         """Take the next frame and return the steps it completes, in component order.
 
@@ -184,6 +189,11 @@ class NaiveLogic(StepLogic):
 
     method: ClassVar[Method] = "b1"
 
+    @property
+    def is_at_rest(self) -> bool:
+        """Always: an empty frame says nothing to this method."""
+        return True
+
     def _advance(self, detections: Sequence[Detection]) -> Sequence[ProcedureStep]:
         if not detections:
             return ()
@@ -224,6 +234,11 @@ class AccumulatingLogic(StepLogic):
         check_threshold(threshold)
         self.threshold = threshold
         self.sums = ConfidenceSums(decay=decay)
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether there is no sum that an empty frame would let decay."""
+        return self.sums.is_empty
 
     def _advance(self, detections: Sequence[Detection]) -> Sequence[ProcedureStep]:
         completed: list[ProcedureStep] = []

@@ -42,11 +42,15 @@ class MethodOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
-    """A way to recognise steps: `make(procedure, options)` starts it."""
+    """A way to recognise steps: `make(procedure, options)` starts it.
+
+    `options` names the fields of `MethodOptions` that it takes.
+    """
 
     title: str
     needs_detections: bool
     needs_clips: bool
+    options: frozenset[str]
     make: Callable[[Procedure, MethodOptions], Recogniser]
 
 
@@ -68,6 +72,11 @@ class _Adapter(Recogniser):
         """The logic's state; the procedure's first one until it has one."""
         state: ComponentState | None = self._logic.state
         return self.procedure.initial_state if state is None else state
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether a frame without any input would change nothing; known of B1, B2 and B3."""
+        return isinstance(self._logic, StepLogic) and self._logic.is_at_rest
 
     def step(
         self,
@@ -150,6 +159,8 @@ def _make_tracker(procedure: Procedure, options: MethodOptions) -> Recogniser:
     return make_tracker(procedure, options.tracker_model)
 
 
+_SUM_OPTIONS: Final = frozenset({"threshold", "decay"})
+
 METHODS: Final[Mapping[str, Method]] = MappingProxyType(
     {
         **{
@@ -157,30 +168,34 @@ METHODS: Final[Mapping[str, Method]] = MappingProxyType(
                 title=title,
                 needs_detections=True,
                 needs_clips=False,
+                options=options,
                 make=_detection_method(name),
             )
-            for name, title in (
-                ("b1", "IndustReal's naive baseline"),
-                ("b2", "IndustReal's accumulated confidence"),
-                ("b3", "IndustReal's accumulated confidence over expected steps"),
+            for name, title, options in (
+                ("b1", "IndustReal's naive baseline", frozenset[str]()),
+                ("b2", "IndustReal's accumulated confidence", _SUM_OPTIONS),
+                ("b3", "IndustReal's accumulated confidence over expected steps", _SUM_OPTIONS),
             )
         },
         "temporal": Method(
             title="STORM-PSR's spatio-temporal branch alone",
             needs_detections=False,
             needs_clips=True,
+            options=_SUM_OPTIONS | {"window_frames"},
             make=_make_temporal,
         ),
         "storm": Method(
             title="STORM-PSR: both branches fused",
             needs_detections=True,
             needs_clips=True,
+            options=_SUM_OPTIONS | {"window_frames", "fusion", "weight"},
             make=_make_storm,
         ),
         TRACKER: Method(
             title="Keystep's tracker: a probabilistic filter over assemblies",
             needs_detections=True,
             needs_clips=False,
+            options=frozenset({"tracker_model"}),
             make=_make_tracker,
         ),
     }

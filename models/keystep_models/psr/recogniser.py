@@ -6,7 +6,7 @@ Nobody who drives a `Recogniser` needs to know which method it is; `methods` mak
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,6 +71,11 @@ class Recogniser(ABC):
         """Whether the work is in view; always, for a method that cannot tell."""
         return True
 
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether a frame without any input would change nothing; False where that is not sure."""
+        return False
+
     @abstractmethod
     def step(
         self,
@@ -122,10 +127,10 @@ class MethodRun:
 
 def run_recording(
     recogniser: Recogniser,
-    detections: Sequence[Sequence[Detection]],
-    clips: Sequence[ClipPrediction | None],
+    detections: Iterable[Sequence[Detection]],
+    clips: Iterable[ClipPrediction | None],
 ) -> MethodRun:
-    """Give a recogniser every frame of a recording, as a live session would.
+    """Give a recogniser every frame of a recording that can change anything, as if live.
 
     Args:
         recogniser: At the start of a session.
@@ -136,6 +141,8 @@ def run_recording(
     retracted: list[StepCompletion] = []
     branches: dict[str, list[StepCompletion]] = {}
     for frame_idx, (seen, clip) in enumerate(zip(detections, clips, strict=True)):
+        if not seen and clip is None and recogniser.is_at_rest:
+            continue
         report = recogniser.step(frame_idx, seen, clip)
         for retraction in report.retracted:
             steps.remove(retraction.step)
