@@ -311,6 +311,58 @@ def test_a_procedure_without_detector_states_cannot_follow_detections(tmp_path: 
         )
 
 
+def label_score(folder: Path, labels: str, steps: str, *more: str) -> Any:
+    truth, reported = folder / "PSR_labels.csv", folder / "steps.json"
+    truth.write_text(labels, encoding="utf-8")
+    reported.write_text(steps, encoding="utf-8")
+    args = ["psr", "score", "--truth", str(truth), "--steps", str(reported), *more]
+    return CliRunner().invoke(app, args)
+
+
+ONE_STEP = '{"steps": [{"frame": 2, "id": 9}]}'
+
+
+def test_ground_truth_without_a_step_and_unchecked_ids_are_said(tmp_path: Path) -> None:
+    known = ("--procedure", "industreal-assy")
+    empty = label_score(tmp_path, "", ONE_STEP, *known)
+    assert "PSR_labels.csv has no step of" in empty.stderr
+    unchecked = label_score(tmp_path, "00001.jpg,999,x\n", ONE_STEP)
+    assert unchecked.stderr == "Note: no --procedure is given, so step ids were not checked.\n"
+    fine = label_score(tmp_path, "00001.jpg,9,x\n", ONE_STEP, *known)
+    assert (fine.exit_code, fine.stderr) == (0, "")
+
+
+def test_titles_reach_the_terminal_escaped(tmp_path: Path) -> None:
+    result = label_score(tmp_path, "00001.jpg,9,[/bold] \x1b[31mred\n", ONE_STEP)
+    assert result.exit_code == 0
+    assert "[/bold] \\x1b[31mred" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("labels", "steps", "message"),
+    [
+        ("00001.jpg,999,x\n", ONE_STEP, "PSR_labels.csv, line 1: .*the unknown id 999"),
+        ("00001.jpg,9,x\n", '{"steps": [{"frame": 2, "id": 999}]}', r"steps\[0\]: .*id 999"),
+        ("00001.jpg,9,x\n", ONE_STEP.replace("9", '9, "confidence": true'), "got True"),
+    ],
+)
+def test_step_ids_must_be_the_procedures(
+    labels: str, steps: str, message: str, tmp_path: Path
+) -> None:
+    result = label_score(tmp_path, labels, steps, "--procedure", "industreal-assy")
+    with pytest.raises(DataError, match=message):
+        raise result.exception
+
+
+def test_unknown_ids_in_expected_json_are_refused(b3_steps: Path, tmp_path: Path) -> None:
+    content = {ONE: json.loads(json.dumps(REAL[ONE]))}
+    content[ONE]["ground_truth_from_states"][1]["id"] = 1234
+    path = tmp_path / "expected.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(DataError, match=r"from_states\[1\]: .* the unknown id 1234"):
+        keystep("psr", "score", "--truth", path, "--steps", b3_steps / f"{ONE}.json")
+
+
 def test_check_lists_problems_and_exits_with_1(tmp_path: Path) -> None:
     path = tmp_path / "p.json"
     keystep("procedure", "convert", "industreal-assy", "--out", path)

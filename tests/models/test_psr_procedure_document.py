@@ -211,6 +211,7 @@ def test_control_characters_of_titles_are_escaped() -> None:
         (json.dumps(document(colour="red")), "unknown field `colour`"),
         (f'{{"keystep_procedure": {"9" * 5000}}}', "a number of too many digits"),
         (json.dumps(document(initial_state=[float("nan"), 0, 0])), "x.json: JSON is malformed"),
+        (json.dumps(document(**{"\x1b" + "a" * 999: 1})), r"field `\\x1ba+\.\.\.$"),
         (json.dumps(document(name="\ud800")), "half of a surrogate pair"),
         ('{"keystep_procedure": ' + "[" * 100_000, "nested too deeply"),
         ('{"keystep_procedure": 1, "name": "a", "name": "b"}', "got 'name' repeated"),

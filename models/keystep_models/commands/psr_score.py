@@ -20,6 +20,7 @@ from keystep_models.commands.psr_options import (
     choose_procedure,
     make_console,
 )
+from keystep_models.psr.text_files import plain, shown
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -105,6 +106,8 @@ def score(
     if steps.is_file():
         truths, files = _single(truths, files, recording)
     names = _matched(truths, files, truth, steps, allow_missing=allow_missing)
+    for note in _notes([truths[name] for name in names], choice):
+        typer.echo(f"Note: {note}.", err=True)
     scored = [_score_one(truths[name], files[name], choice, manner.value, window) for name in names]
     titles = titles_of(
         [one.truth for one in scored], [one.procedure for one in scored if one.procedure]
@@ -126,7 +129,8 @@ def _single(
     name = recording or (stem if stem in truths or len(truths) > 1 else next(iter(truths)))
     if name not in truths:
         raise ConfigError(
-            f"expected --recording to be one of {', '.join(sorted(truths))}, got {name!r}"
+            f"expected --recording to be one of {', '.join(map(plain, sorted(truths)))}, got"
+            f" {shown(name)}"
         )
     if len(truths) > 1:
         typer.echo(f"{file}: {name}, one of {len(truths)} recordings of the ground truth")
@@ -142,8 +146,12 @@ def _matched(
     allow_missing: bool,
 ) -> list[str]:
     """Recordings that have both; the others are an error, or listed where that is allowed."""
-    gaps = [f"no steps in {steps} for {name}" for name in sorted(truths.keys() - files.keys())]
-    gaps += [f"no truth in {truth} for {name}" for name in sorted(files.keys() - truths.keys())]
+    gaps = [
+        f"no steps in {steps} for {plain(name)}" for name in sorted(truths.keys() - files.keys())
+    ]
+    gaps += [
+        f"no truth in {truth} for {plain(name)}" for name in sorted(files.keys() - truths.keys())
+    ]
     if gaps and not allow_missing:
         raise DataError(
             f"{len(gaps)} recordings without a partner: {'; '.join(gaps)}; --allow-missing leaves"
@@ -157,6 +165,18 @@ def _matched(
     return names
 
 
+def _notes(truths: Sequence[RecordingTruth], choice: ProcedureChoice | None) -> list[str]:
+    """What a reader of the scores must know of the ground truth."""
+    notes = [
+        f"{truth.source} has no step of {plain(truth.name)}: all that was reported counts as false"
+        for truth in truths
+        if not truth.steps
+    ]
+    if choice is None and any(truth.task is None for truth in truths):
+        notes.append("no --procedure is given, so step ids were not checked")
+    return notes
+
+
 def _score_one(
     truth: RecordingTruth,
     file: Path,
@@ -167,10 +187,13 @@ def _score_one(
     from keystep_models.measures.psr_report import score_recording
     from keystep_models.psr.recording_files import ProcedureChoice
     from keystep_models.psr.steps_files import read_steps
+    from keystep_models.psr.truth import check_known_steps
 
     if choice is None and truth.task is not None:  # IndustReal's own layouts
         choice = ProcedureChoice(source="industreal")
     procedure = None if choice is None else choice.of_recording(truth.name, truth.task)
+    if procedure is not None and truth.task is not None:
+        check_known_steps(truth, procedure)
     reported = read_steps(file, procedure, truth.frame_count)
     score = score_recording(
         manner,
@@ -192,13 +215,15 @@ _COUNTS = ("perc. FP", "perc. FN", "sys. TP", "sys. FP", "sys. FN")
 def _print_tables(
     manner: Manner, scores: Sequence[RecordingScore], titles: Mapping[int, str]
 ) -> None:
+    from rich.markup import escape
+
     from keystep_models.measures.psr_report import groups, steps_total, total
 
     console = make_console()
     table = _table(f"{manner} manner; delays in frames", ("recording", "errors"))
     for score in scores:
         known = {True: "yes", False: "no", None: "?"}[score.has_errors]
-        table.add_row(score.name, known, *_cells(score))
+        table.add_row(escape(plain(score.name)), known, *_cells(score))
     table.add_section()
     for name, members in groups(scores).items():
         table.add_row(f"{name} ({len(members)})", "", *_cells(total(manner, members)), style="bold")
@@ -241,6 +266,7 @@ def _delay(frames: float) -> str:
 def _steps_table(by_step: Mapping[int, StepCounts], titles: Mapping[int, str]) -> Table:
     import statistics
 
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title="steps, over all recordings", title_justify="left")
@@ -253,7 +279,7 @@ def _steps_table(by_step: Mapping[int, StepCounts], titles: Mapping[int, str]) -
         delays = counts.delays_frames
         table.add_row(
             str(step_id),
-            titles.get(step_id, ""),
+            escape(plain(titles.get(step_id, ""))),
             *(str(n) for n in (*numbers, counts.fp_count, counts.fn_count)),
             _delay(statistics.median(delays) if delays else math.nan),
             _delay(statistics.fmean(delays) if delays else math.nan),

@@ -90,7 +90,7 @@ def parse_document(text: str, source: str) -> ProcedureDocument:
     try:
         return msgspec.json.decode(text, type=ProcedureDocument)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise DataError(f"{source}: {error}") from error
+        raise DataError(f"{source}: {plain(str(error), 200)}") from error
 
 
 def write_document(document: ProcedureDocument, path: str | Path) -> None:

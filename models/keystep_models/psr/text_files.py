@@ -31,14 +31,14 @@ def shown(value: object) -> str:
     return _cut(text)
 
 
-def plain(text: str) -> str:
-    """A title or name for a terminal: one line of at most 60 characters, the others escaped."""
-    line = " ".join(text.split())
-    return _cut("".join(c if c.isprintable() else repr(c)[1:-1] for c in line[: 2 * _SHOWN_LENGTH]))
+def plain(text: str, max_length: int = _SHOWN_LENGTH) -> str:
+    """A text for a terminal: one line, cut, with control characters escaped."""
+    line = " ".join(text.split())[: max_length + 1]
+    return _cut("".join(c if c.isprintable() else repr(c)[1:-1] for c in line), max_length)
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= _SHOWN_LENGTH else text[: _SHOWN_LENGTH - 3] + "..."
+def _cut(text: str, max_length: int = _SHOWN_LENGTH) -> str:
+    return text if len(text) <= max_length else text[: max_length - 3] + "..."
 
 
 @contextmanager

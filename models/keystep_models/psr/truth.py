@@ -187,7 +187,7 @@ def read_expected(path: Path) -> dict[str, RecordingTruth]:
 
 
 def _expected_recording(path: Path, name: str, entry: Any) -> RecordingTruth:
-    where = f"{path}, {name}"
+    where = f"{path}, {plain(name)}"
     try:
         frame_count, task = int(entry["n_frames"]), str(entry["procedure"])
         rows = [
@@ -220,6 +220,20 @@ def _expected_recording(path: Path, name: str, entry: Any) -> RecordingTruth:
         task=task,
         titles=tuple(titles.items()),
     )
+
+
+def check_known_steps(truth: RecordingTruth, procedure: Procedure) -> None:
+    """DataError, naming the entry, where ground truth of expected.json has an unknown step id.
+
+    Label files are checked line by line as they are read.
+    """
+    known = {step.id for step in procedure.steps}
+    for number, step in enumerate(truth.steps):
+        if step.step_id not in known:
+            raise DataError(
+                f"{truth.source}, {plain(truth.name)}, ground_truth_from_states[{number}]: expected"
+                f" a step of procedure {shown(procedure.name)}, got the unknown id {step.step_id}"
+            )
 
 
 def _label_rows(path: Path) -> Iterator[tuple[int, list[str], str]]:
