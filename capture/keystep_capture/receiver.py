@@ -39,7 +39,9 @@ log = structlog.get_logger(__name__)
 
 MAX_SEQUENCE_GAP = 10_000_000
 MAX_TIME_GAP_NS = 24 * 3600 * 1_000_000_000
-"""A packet farther ahead of its stream than these is no loss or pause but a wrong number."""
+"""A packet farther from its stream than these is no loss or pause but a wrong number."""
+MAX_DEVICE_TIME_NS = 4_102_444_800 * 1_000_000_000
+"""The year 2100 on a clock that counts from 1970; one that counts from a start is far below."""
 
 
 def _taken_over(lane: Lane) -> WireError:
@@ -222,12 +224,19 @@ class Receiver:
             )
         newest_ns = lane.newest_device_time_ns
         if gap > MAX_SEQUENCE_GAP or (
-            newest_ns is not None and header.device_time_ns - newest_ns > MAX_TIME_GAP_NS
+            newest_ns is not None and abs(header.device_time_ns - newest_ns) > MAX_TIME_GAP_NS
         ):
             raise WireError(
                 f"{header.stream} jumps from sequence {lane.received_sequence} at {newest_ns} ns "
-                f"to {header.sequence} at {header.device_time_ns} ns: begin a new epoch",
+                f"to {header.sequence} at {header.device_time_ns} ns: if the new place is right, "
+                "begin a new epoch (a hello with a new instance)",
                 "jump",
+            )
+        if header.device_time_ns > MAX_DEVICE_TIME_NS:
+            raise WireError(
+                f"{header.stream} packet is of {header.device_time_ns} ns, expected at most "
+                f"{MAX_DEVICE_TIME_NS} (the year 2100 in nanoseconds from 1970)",
+                "device_time",
             )
         lane.lost += gap
         lane.received_sequence = header.sequence

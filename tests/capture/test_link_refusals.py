@@ -246,6 +246,31 @@ async def test_a_wild_number_costs_its_own_packet_only(rig: Any, wild: dict[str,
     await rig.eventually(lambda: rig.recorder.sequences("gaze") == [0, 2])
 
 
+async def test_a_first_time_that_cannot_be_does_not_begin_a_stream(rig: Any) -> None:
+    rig.receive()
+    stranger = rig.stranger()
+    await stranger.join("hl2", "gaze")
+    wild = stranger.packet("gaze", 0) | {"device_time_ns": 2**62}
+    assert (await stranger.refused(wild, bytes(24)))["reason"] == "device_time"
+    stranger.say(stranger.packet("gaze", 1), bytes(24))
+    await rig.eventually(lambda: rig.recorder.sequences("gaze") == [1])
+
+
+async def test_after_a_wild_first_time_a_new_epoch_recovers_the_stream(rig: Any) -> None:
+    receiver = rig.receive()
+    stranger = rig.stranger()
+    await stranger.join("hl2", "gaze")
+    stranger.say(stranger.packet("gaze", 0) | {"device_time_ns": 10**18}, bytes(24))
+    refused = await stranger.refused(stranger.packet("gaze", 1), bytes(24))
+    assert refused["reason"] == "jump"
+    assert "a new epoch (a hello with a new instance)" in refused["message"]
+    stranger.say(stranger.packet("gaze", 2), bytes(24))
+    await rig.eventually(lambda: receiver.dropped["jump"] == 2)
+    await stranger.join("hl2", "gaze", instance="i2")
+    stranger.say(stranger.packet("gaze", 0), bytes(24))
+    await rig.eventually(lambda: rig.recorder.sequences("gaze") == [0, 0])
+
+
 async def test_more_peers_than_the_limit_are_refused(rig: Any) -> None:
     receiver = rig.receive()
     for number in range(MAX_PEERS):
