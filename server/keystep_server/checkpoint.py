@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self, TypeAlias
+from typing import Annotated, Any, Self, TypeAlias
 
 import msgspec
 import numpy as np
@@ -20,6 +20,8 @@ from keystep_capture.align import AlignerState, Sample
 from keystep_capture.errors import DataError
 
 VERSION = 2
+
+_Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class ArrayState(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="array"):
@@ -58,9 +60,9 @@ class SampleState(msgspec.Struct, frozen=True, kw_only=True):
 class AlignerFields(msgspec.Struct, frozen=True, kw_only=True):
     """An `AlignerState` and its epoch."""
 
-    epoch: int
+    epoch: _Count
     leading: str
-    index: int
+    index: _Count
     next_due_ns: int | None
     newest_ns: dict[str, int]
     late_counts: dict[str, int]
@@ -72,15 +74,15 @@ class VideoState(msgspec.Struct, frozen=True, kw_only=True):
     """How far the video's newest part was written."""
 
     part: str
-    size_bytes: int
+    size_bytes: _Count
 
 
 class PipelineState(msgspec.Struct, frozen=True, kw_only=True):
     """What is between a session's packets and its results."""
 
-    row_count: int
-    feature_count: int
-    detection_count: int
+    row_count: _Count
+    feature_count: _Count
+    detection_count: _Count
     aligner: AlignerFields | None = None
     video: VideoState | None = None
 
@@ -88,17 +90,17 @@ class PipelineState(msgspec.Struct, frozen=True, kw_only=True):
 class Place(msgspec.Struct, kw_only=True):
     """How far a stream was worked off in an epoch; the counts are the whole session's."""
 
-    sequence: int = -1
-    packets: int = 0
-    lost: int = 0
-    bytes: int = 0
+    sequence: Annotated[int, msgspec.Meta(ge=-1)] = -1
+    packets: _Count = 0
+    lost: _Count = 0
+    bytes: _Count = 0
 
 
 class LaneState(Place, kw_only=True):
     """A stream's place, who sends it, and from where it must be sent again, if not from there."""
 
     instance: str
-    epoch: int
+    epoch: _Count
     resume: Place | None = None
 
 
@@ -110,7 +112,7 @@ class GuideState(msgspec.Struct, frozen=True, kw_only=True):
 
     logic: dict[str, Any]
     standing: list[list[Any]]
-    revision: int
+    revision: _Count
     looking_at: int | None
     said: tuple[str, int]
 
@@ -130,7 +132,7 @@ class SourceState(msgspec.Struct, frozen=True, kw_only=True):
     """Who sends a stream, and in which epoch; written before it is welcomed."""
 
     instance: str
-    epoch: int
+    epoch: _Count
 
 
 def write_json(path: Path, value: object) -> None:
@@ -153,10 +155,12 @@ def read_checkpoint(path: Path) -> Checkpoint | None:
     """The checkpoint in a file; None where there is none.
 
     Raises:
-        DataError: It cannot be read or is of another version.
+        DataError: It is no checkpoint, or of another version.
+        OSError: It cannot be read.
     """
     if not path.exists():
         return None
+    _refuse_folder(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         if (version := value["version"]) != VERSION:
@@ -170,14 +174,31 @@ def read_sources(path: Path) -> dict[str, SourceState]:
     """Who sent each stream; empty where nobody has.
 
     Raises:
-        DataError: The file cannot be read.
+        DataError: The file does not say so.
+        OSError: It cannot be read.
     """
     if not path.exists():
         return {}
+    _refuse_folder(path)
     try:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, SourceState])
     except (msgspec.DecodeError, ValueError) as error:
         raise DataError(f"{path.name}: {error}") from error
+
+
+def set_aside(path: Path) -> Path:
+    """Give a file or folder that cannot be used another name; the new path."""
+    aside = path.with_suffix(".unreadable")
+    number = 2
+    while aside.is_dir() or (path.is_dir() and aside.exists()):  # else it is replaced
+        aside = path.with_suffix(f".unreadable-{number}")
+        number += 1
+    return path.replace(aside)
+
+
+def _refuse_folder(path: Path) -> None:
+    if path.is_dir():
+        raise DataError(f"{path.name} is a folder, expected a file")
 
 
 def aligner_fields(

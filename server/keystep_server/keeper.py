@@ -172,7 +172,7 @@ class Keeper:
         """
         return read_sources(self._folder / SOURCES_FILE)
 
-    def restore(self, restore_guide: Callable[[GuideState], None]) -> Checkpoint | None:
+    def restore(self, restore_guide: Callable[[GuideState | None], None]) -> Checkpoint | None:
         """Bring the session to where it was written down, if it was (blocks).
 
         Raises:
@@ -181,8 +181,7 @@ class Keeper:
         checkpoint = read_checkpoint(self._folder / STATE_FILE)
         if checkpoint is None:
             return None
-        if checkpoint.guide is not None:
-            restore_guide(checkpoint.guide)
+        restore_guide(checkpoint.guide)
         taken = {name: (lane.epoch, lane.sequence) for name, lane in checkpoint.lanes.items()}
         self._pipeline.restore(checkpoint.pipeline, taken)
         for name, state in checkpoint.lanes.items():

@@ -20,12 +20,12 @@ import structlog
 
 from keystep_capture import wire
 from keystep_capture.clock import Clock
-from keystep_capture.errors import KeystepError
+from keystep_capture.errors import DataError, KeystepError
 from keystep_capture.peers import Lane, Peer
 from keystep_capture.streams import STREAMS
 from keystep_models.psr.logic import StepCompletion
 from keystep_models.psr.recogniser import Retraction
-from keystep_server.checkpoint import Checkpoint, GuideState, SourceState
+from keystep_server.checkpoint import Checkpoint, GuideState, SourceState, set_aside
 from keystep_server.commands import CommandMemory
 from keystep_server.events import EventLog
 from keystep_server.guidance import Guide
@@ -627,13 +627,14 @@ class LiveSession:
         try:
             yield
         except (ValueError, KeyError, TypeError, KeystepError) as error:
-            path = self.folder / name
-            path.replace(path.with_suffix(".unreadable"))
+            set_aside(self.folder / name)
             self.last_error = f"{name} could not be read, its state is lost: {error}"
             log.error("a session's state is lost", session=self.session.id, error=str(error))
 
-    def _restore_guide(self, state: GuideState) -> None:
-        if self.guide is not None:
+    def _restore_guide(self, state: GuideState | None) -> None:
+        if (self.guide is None) != (state is None):
+            raise DataError("a guided session's state has guidance, another's has none")
+        if self.guide is not None and state is not None:
             standing = StandingReports(procedure=self.guide.procedure)
             standing.restore(state.standing)
             self.guide.logic.restore(state.logic)  # last: what fails leaves all as it was

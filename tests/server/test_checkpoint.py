@@ -27,6 +27,7 @@ from keystep_server.checkpoint import (
     SampleState,
     VideoState,
     read_checkpoint,
+    set_aside,
     write_json,
 )
 from keystep_server.progress import MAX_GROUP_PACKETS, StreamProgress
@@ -112,6 +113,9 @@ written = json.loads(json.dumps(msgspec.to_builtins(CHECKPOINT)))
         st.sampled_from(sorted(written)).map(
             lambda key: json.dumps(written | {key: {"no": "thing"}}).encode()
         ),
+        st.sampled_from(["row_count", "feature_count", "detection_count"]).map(
+            lambda key: json.dumps(written | {"pipeline": written["pipeline"] | {key: -5}}).encode()
+        ),
         st.just(b"[" * 100_000),
     )
 )
@@ -124,6 +128,28 @@ def test_file_that_is_no_checkpoint_is_refused(tmp_path_factory: Any, content: b
 
 def test_no_file_is_no_checkpoint(tmp_path: Path) -> None:
     assert read_checkpoint(tmp_path / "tracker.json") is None
+
+
+def test_a_folder_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "tracker.json").mkdir()
+    with pytest.raises(DataError, match="is a folder"):
+        read_checkpoint(tmp_path / "tracker.json")
+
+
+@pytest.mark.parametrize("folder", [False, True])
+@pytest.mark.parametrize("folder_before", [False, True])
+def test_what_is_set_aside_makes_room_whatever_was_set_aside_before(
+    tmp_path: Path, folder: bool, folder_before: bool
+) -> None:
+    path = tmp_path / "tracker.json"
+    for is_folder in (folder_before, folder):
+        if is_folder:
+            path.mkdir()
+            (path / "within").touch()
+        else:
+            path.touch()
+        assert set_aside(path).exists()
+        assert not path.exists()
 
 
 # -- each stream's place -----------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -187,15 +188,34 @@ async def test_restarted_server_goes_on_with_the_session_where_it_stood(
         assert (stream["packets"], stream["lost"]) == (len(packets), 0)
 
 
+def make_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def forget_guide(path: Path) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"guide": None}))
+
+
+def count_backwards(path: Path) -> None:
+    state = json.loads(path.read_text())
+    state["pipeline"]["row_count"] = -5
+    path.write_text(json.dumps(state))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda path: path.write_text('{"logic": 7'), make_folder, forget_guide, count_backwards],
+)
 async def test_state_that_cannot_be_read_is_set_aside_and_said(
-    tools: Any, tmp_path: Path, packets: Any
+    tools: Any, tmp_path: Path, packets: Any, damage: Callable[[Path], object]
 ) -> None:
     async with tools.live_server(tmp_path) as live:
         sender = await live.join("hl2", "detections", **GUIDED)
         await live.send(sender, "detections", packets[:20])
         await live.worked_off(sender, "detections", 20)
     (state,) = tmp_path.glob("sessions/*/tracker.json")
-    state.write_text('{"logic": 7')
+    damage(state)
     async with tools.live_server(tmp_path) as live:
         again = await live.join("hl2", "detections", **GUIDED)
         assert again.session == sender.session
