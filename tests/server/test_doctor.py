@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,10 +23,12 @@ from keystep_capture.errors import ConfigError
 from keystep_models.cues.appearance_cue import appearance_manifest_path
 from keystep_server.config import ServerConfig
 from keystep_server.doctor.clocks import check_clocks
+from keystep_server.doctor.database import check_database
 from keystep_server.doctor.disk import check_data_dir
 from keystep_server.doctor.ports import check_ports, port_holder
 from keystep_server.doctor.remote import check_server
 from keystep_server.doctor.software import check_model, check_packages
+from keystep_server.storage import Store
 
 
 def doctor(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -196,6 +202,83 @@ def test_a_data_dir_that_does_not_exist_yet_is_not_made(tmp_path: Path) -> None:
     assert (write.level in ("ok", "warning"), str(tmp_path) in write.detail) == (True, True)
     assert "hours of one headset" in space.detail
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    """A server's own, with as many pages as an evening's."""
+    path = tmp_path / "keystep.db"
+    Store.open(f"sqlite:///{path}").close()
+    with closing(sqlite3.connect(path)) as file, file:
+        file.execute("CREATE TABLE padding (text TEXT)")
+        file.executemany("INSERT INTO padding VALUES (?)", [("x" * 500,)] * 5000)
+    return path
+
+
+def test_a_whole_database_is_fine_and_nothing_is_left_beside_it(database: Path) -> None:
+    before = database.read_bytes()
+    beside = sorted(database.parent.iterdir())
+    (finding,) = check_database(f"sqlite:///{database}")
+    assert (finding.level, "is whole" in finding.detail) == ("ok", True)
+    assert database.read_bytes() == before
+    assert sorted(database.parent.iterdir()) == beside
+
+
+def test_a_running_servers_database_is_looked_at_too(database: Path) -> None:
+    store = Store.open(f"sqlite:///{database}")
+    (finding,) = check_database(f"sqlite:///{database}")
+    store.close()
+    assert finding.level == "ok"
+
+
+def test_a_database_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    (finding,) = check_database(f"sqlite:///{tmp_path / 'not' / 'keystep.db'}")
+    assert (finding.level, list(tmp_path.iterdir())) == ("ok", [])
+
+
+def zero_a_page(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2 & ~4095)
+        file.write(bytes(4096))
+
+
+def cut_off(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2 & ~4095)
+
+
+def renumber(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as file, file:
+        file.execute("UPDATE alembic_version SET version_num = '9999'")
+
+
+def unversion(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as file, file:
+        file.execute("DROP TABLE alembic_version")
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda path: path.write_bytes(os.urandom(3000)), "cannot be read"),
+        (zero_a_page, "damaged|cannot be read"),
+        (cut_off, "damaged|cannot be read"),
+        (renumber, "does not know \\(9999\\)"),
+        (unversion, "no database of Keystep"),
+    ],
+)
+def test_a_damaged_database_is_a_problem(
+    database: Path, damage: Callable[[Path], object], said: str
+) -> None:
+    damage(database)
+    (finding,) = check_database(f"sqlite:///{database}")
+    assert finding.level == "problem"
+    assert re.search(said, finding.detail)
+    assert finding.remedy
+
+
+def test_a_database_too_large_to_look_at_is_a_warning(database: Path) -> None:
+    (finding,) = check_database(f"sqlite:///{database}", check_s=-1.0)
+    assert (finding.level, "sqlite3" in finding.remedy) == ("warning", True)
 
 
 def test_a_data_dir_below_a_file_is_a_problem(tmp_path: Path) -> None:

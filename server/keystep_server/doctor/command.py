@@ -36,8 +36,8 @@ def doctor(
 ) -> None:
     """Say what this machine lacks for `keystep serve`, each with its remedy.
 
-    Looks at Python, packages, models, ports, disk and clock; with --headset also at the headset's
-    ports, with --server at a running server. Exit code 1 if there is a problem.
+    Looks at Python, packages, models, ports, disk, database and clock; with --headset also at the
+    headset's ports, with --server at a running server. Exit code 1 if there is a problem.
     """
     from keystep_capture.logs import set_up_logs
 
@@ -91,6 +91,11 @@ def _settings(settings: ServerConfig) -> Iterator[Finding]:
         yield from check_model(model_manifest_path(settings), threads=settings.inference_threads)
     yield from check_ports(settings)
     yield from check_data_dir(settings.data_dir)
+    try:
+        from keystep_server.doctor.database import check_database
+    except ImportError:  # `check_packages` has said what is missing
+        return
+    yield from check_database(settings.resolved_database_url)
 
 
 def _headset(host: str | None, base_port: int | None) -> Iterator[Finding]:
