@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import re
 from collections.abc import Callable
 
 import zmq
 
 from keystep_capture.errors import ConfigError
+
+_ENDPOINT = re.compile(r"tcp://(\[[^\]\s]+\]|[^:/\s]+):\d{1,5}|ipc://\S+")
 
 MESSAGES_PER_TURN = 256
 """Messages taken before other callbacks of the loop get their turn."""
@@ -69,6 +72,16 @@ class Drain:
             self.poke()  # the rest is still waiting, and the descriptor may not say so again
             raise
         self.poke()
+
+
+def check_endpoint(server: str) -> None:
+    """Refuse what is no endpoint to dial.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    if not _ENDPOINT.fullmatch(server):
+        raise ConfigError(f"--server is {server!r}, expected e.g. tcp://127.0.0.1:8041")
 
 
 def is_loopback(endpoint: str) -> bool:

@@ -334,6 +334,23 @@ async def test_a_bridge_ends_with_its_headset_and_has_the_session_closed_if_told
     assert len(server.of("gaze")) == 60
 
 
+async def test_silence_is_counted_from_the_first_welcome_on(server: RecordingServer) -> None:
+    await server.go_away()
+    options: dict[str, Any] = {"time_scale": 8.0, "exit_when_silent_s": 0.3, "close_at_end": True}
+    async with wearing(loop=False) as headset:
+        config = BridgeConfig(
+            host=HOST, base_port=headset.base_port, server=server.endpoint, **options
+        )
+        running = asyncio.create_task(Bridge(config).run())
+        await asyncio.wait([running], timeout=1.5)  # no one welcomes it meanwhile
+        assert not running.done()
+        server.come_back()
+        async with asyncio.timeout(30):
+            await running
+    assert server.finished[-1].close
+    assert len(server.of("gaze")) == 60
+
+
 async def test_a_session_closed_while_a_replay_waits_for_credit_ends_the_bridge_well(
     server: RecordingServer,
 ) -> None:

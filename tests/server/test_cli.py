@@ -117,6 +117,8 @@ def test_help_is_given_without_loading_what_the_commands_need(command: str) -> N
         ("bridge --device localhost --streams rgb,lidar", "no stream lidar; it has rgb, gaze"),
         ("bridge --device localhost --streams depth,depth_ahat", "cannot run together"),
         ("bridge --device localhost --video-codec av1", "--video-codec"),
+        ("bridge --device localhost --time-scale -1", "--time-scale is -1.0, expected more than 0"),
+        ("bridge --device localhost --time-scale nan", "--time-scale is nan"),
         ("bridge", "--device"),
         ("bridge --device localhost --size big", "expected e.g. 640x360@30"),
         ("bridge --device localhost --server tcp://192.0.2.1:8041", "keystep device add"),

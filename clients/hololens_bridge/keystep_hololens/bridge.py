@@ -65,8 +65,8 @@ class BridgeConfig:
         width, height, fps: The PV format asked for.
         time_scale: Device seconds a second, for a simulated headset that plays faster; the session
             is then a lossless replay.
-        exit_when_silent_s: End when every stream has been silent for this long, from the start
-            on; None: never.
+        exit_when_silent_s: End when every stream has been silent for this long, from the first
+            welcome on (until then it dials on); None: never.
         close_at_end: Have the session closed when the bridge ends.
         display, voice: Show guidance on the headset; listen for spoken commands.
 
@@ -129,6 +129,7 @@ class Bridge:
         self._clock = clock
         self._on_guidance = on_guidance
         self._told: dict[str, str] = {}
+        self._welcomed_ns: int | None = None
         self._stop = asyncio.Event()
         replay = config.time_scale != 1.0
         streams = wire_streams(config.streams)
@@ -298,12 +299,12 @@ class Bridge:
 
     async def _watch_silence(self) -> None:
         limit_s = self._config.exit_when_silent_s
-        began_ns = self._clock()
         while True:
             await asyncio.sleep(0.2)
-            if limit_s is None:
+            if limit_s is None or self._welcomed_ns is None:
                 continue
-            if self._clock() - (self._uplink.heard_ns or began_ns) > limit_s * 1e9:
+            since_ns = max(self._welcomed_ns, self._uplink.heard_ns or self._welcomed_ns)
+            if self._clock() - since_ns > limit_s * 1e9:
                 log.info("every stream is silent, ending")
                 self._stop.set()
                 return
@@ -315,6 +316,8 @@ class Bridge:
         self.wearer.take_guidance(guidance)
 
     def _join(self, welcome: wire.Welcome) -> None:
+        if self._welcomed_ns is None:
+            self._welcomed_ns = self._clock()
         log.info("in session", session=welcome.session, epoch=welcome.epoch)
         self.wearer.join()
 

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from keystep_hololens.bridge import BridgeConfig
 
 
+MAX_TIME_SCALE = 1000.0
+"""As the wire allows it."""
+
+
 class Kind(StrEnum):
     """What a session is for."""
 
@@ -79,7 +83,8 @@ def bridge(
         float, typer.Option(help="Only with a simulated headset that plays faster.")
     ] = 1.0,
     exit_when_silent: Annotated[
-        float | None, typer.Option(help="End after this many seconds without any packet.")
+        float | None,
+        typer.Option(help="End after this many seconds without any packet, in a session."),
     ] = None,
     display: Annotated[
         bool, typer.Option("--display/--no-display", help="Show guidance on the headset.")
@@ -99,6 +104,10 @@ def bridge(
     width, height, fps = _parse_size(size)
     if exit_when_silent is not None and not exit_when_silent > 0:
         raise ConfigError(f"--exit-when-silent is {exit_when_silent}, expected seconds above 0")
+    if not 0 < time_scale <= MAX_TIME_SCALE:
+        raise ConfigError(
+            f"--time-scale is {time_scale}, expected more than 0 and at most {MAX_TIME_SCALE:g}"
+        )
     device_key, endpoint, named = load_key(key, server=server, device=device_id)
     config = BridgeConfig(
         host=device,

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from keystep_capture.errors import ConfigError
 from keystep_capture.key_files import DeviceKey, load_device_key
-from keystep_capture.sockets import is_loopback
+from keystep_capture.sockets import check_endpoint, is_loopback
 
 DEFAULT_SERVER = "tcp://127.0.0.1:8041"
-_ENDPOINT = re.compile(r"tcp://(\[[^\]\s]+\]|[^:/\s]+):\d{1,5}|ipc://\S+")
 _DEVICE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -40,8 +39,7 @@ def check_target(*, server: str, device: str, key: DeviceKey | None) -> None:
         ConfigError: The endpoint or the device's id is malformed, the key is another device's, or
             the server is on another machine and there is no key (it asks for one there).
     """
-    if not _ENDPOINT.fullmatch(server):
-        raise ConfigError(f"--server is {server!r}, expected e.g. tcp://127.0.0.1:8041")
+    check_endpoint(server)
     if not _DEVICE.fullmatch(device):
         raise ConfigError(
             f"--device-id is {device!r}, expected 1 to 64 letters, digits, dots, underscores "
