@@ -23,7 +23,7 @@ token = typer.Typer(help="Tokens of REST.")
 
 _Config = Annotated[Path | None, typer.Option(help="The server's TOML file of settings.")]
 _DataDir = Annotated[Path | None, typer.Option(help="The server's data directory.")]
-_Name = Annotated[str, typer.Argument(help="1 to 64 of A-Z a-z 0-9 . _ -")]
+_Name = Annotated[str, typer.Argument(help="1 to 64 of A-Z a-z 0-9 . _ - with no dot first.")]
 
 
 @device.command("add")
@@ -40,15 +40,19 @@ def device_add(
     data_dir: _DataDir = None,
 ) -> None:
     """Make a key for a headset (NAME is its device id) and write it to a file to be carried."""
-    from keystep_server.credentials import add_key, server_keys
+    from keystep_capture.sockets import check_endpoint
+    from keystep_server.credentials import add_key, check_name, server_keys
 
+    check_name(name)
+    if server is not None:
+        check_endpoint(server)
     path = out or Path(f"{name}.key")
     with _store(config, data_dir) as (settings, store):
         add_key(
             store,
             name=name,
             role="follower" if follower else "device",
-            server_public=server_keys(settings.data_dir).public,
+            server_public=server_keys(settings.data_dir, store).public,
             server=server,
             path=path,
             now=datetime.now(UTC),
@@ -84,7 +88,7 @@ def device_remove(name: _Name, config: _Config = None, data_dir: _DataDir = None
 @token.command("add")
 def token_add(
     name: _Name,
-    read_only: Annotated[bool, typer.Option("--read-only", help="For GET and HEAD only.")] = False,
+    read_only: Annotated[bool, typer.Option("--read-only", help="For GET only.")] = False,
     config: _Config = None,
     data_dir: _DataDir = None,
 ) -> None:

@@ -33,18 +33,29 @@ from keystep_server.storage import AccessKey, RestToken, Store
 
 WATCH_S = 1.0
 _TOKEN_PREFIX = "keystep_"
-_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,64}")
 
 log = structlog.get_logger(__name__)
 
 
-def server_keys(data_dir: Path) -> KeyPair:
+def server_keys(data_dir: Path, store: Store) -> KeyPair:
     """The server's own CURVE keys, made on first use.
 
     Raises:
-        ConfigError: The file is readable by others, damaged, or cannot be written.
+        ConfigError: The file is readable by others, damaged, cannot be written, or is gone while
+            there are keys that were made for it: with another none of them would be let in.
     """
-    return load_or_make_server_keys(data_dir / "server.key")
+    path = data_dir / "server.key"
+    if not path.exists():
+        orphans = [key.name for key in store.credentials.access_keys() if key.revoked_at is None]
+        if orphans:
+            raise ConfigError(
+                f"the server's key {path} is gone, and {len(orphans)} keys were made for it "
+                f"({', '.join(orphans[:3])}{', ...' if len(orphans) > 3 else ''}): restore it from "
+                "a backup; or have a new one made: first `keystep device revoke NAME` for each of "
+                "these, then `keystep device add` anew"
+            )
+    return load_or_make_server_keys(path)
 
 
 def add_key(
@@ -61,7 +72,7 @@ def add_key(
 
     Raises:
         ConfigError: The file exists or cannot be written.
-        DataError: The name is not 1 to 64 of A-Z a-z 0-9 . _ -
+        DataError: The name is not 1 to 64 of A-Z a-z 0-9 . _ - or begins with a dot.
         StateError: The name has a key that is not revoked.
     """
     check_name(name)
@@ -93,13 +104,15 @@ def add_token(store: Store, *, name: str, read_only: bool, now: datetime) -> str
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that could not be a device's id.
+    """Refuse a name that could not be a device's id, or would make a hidden file.
 
     Raises:
         DataError: It could not.
     """
     if not _NAME.fullmatch(name):
-        raise DataError(f"name is {name[:80]!r}, expected 1 to 64 of A-Z a-z 0-9 . _ -")
+        raise DataError(
+            f"name is {name[:80]!r}, expected 1 to 64 of A-Z a-z 0-9 . _ - with no dot first"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -186,7 +186,7 @@ def _access(config: ServerConfig, store: Store) -> Access:
     exposed = "rest_host" in config.exposed
     bootstrap = config.token.get_secret_value() if config.token else None
     tokens = TokenBook(bootstrap=bootstrap, exposed=exposed)
-    access = Access(store, server_keys(config.data_dir), tokens)
+    access = Access(store, server_keys(config.data_dir, store), tokens)
     if exposed:
         refuse_unguarded_rest(tokens, config.rest_host)
         if config.tls_certificate is None:

@@ -96,10 +96,29 @@ def test_keys_are_listed_revoked_removed_and_made_again(keystep: Any) -> None:
 
 
 def test_a_refused_name_leaves_no_file(keystep: Any, tmp_path: Path) -> None:
-    assert "1 to 64 of" in keystep("device", "add", "a b", ok=False)
+    for name in ("a b", ".", "..", "../x", ".hidden"):
+        assert "1 to 64 of" in keystep("device", "add", name, ok=False)
+    said = keystep("device", "add", "bench-1", "--server", "junk", ok=False)
+    assert said == "keystep: --server is 'junk', expected e.g. tcp://127.0.0.1:8041"
     keystep("device", "add", "bench-1")
     keystep("device", "add", "bench-1", "--out", "second.key", ok=False)
     assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["bench-1.key"]
+
+
+def test_a_server_key_that_is_gone_is_not_made_again_while_keys_count_on_it(
+    keystep: Any, tmp_path: Path
+) -> None:
+    keystep("device", "add", "bench-1")
+    path = tmp_path / "data" / "server.key"
+    path.unlink()
+    for arguments in (("serve", "--rest-port", "0"), ("device", "add", "bench-2")):
+        said = keystep(*arguments, ok=False)
+        assert f"{path} is gone, and 1 keys were made for it (bench-1): restore it" in said
+        assert "Traceback" not in said
+    assert not path.exists()
+    keystep("device", "revoke", "bench-1")
+    keystep("device", "add", "bench-1", "--out", "again.key")
+    assert path.exists()
 
 
 def test_a_token_is_nowhere_on_disk(keystep: Any, tmp_path: Path) -> None:

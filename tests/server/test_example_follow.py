@@ -187,7 +187,7 @@ async def test_it_follows_with_a_key_where_one_is_asked_for(tmp_path: Path) -> N
         store,
         name="andon",
         role="follower",
-        server_public=server_keys(tmp_path).public,
+        server_public=server_keys(tmp_path, store).public,
         server=None,
         path=tmp_path / "andon.key",
         now=datetime.now(UTC),
