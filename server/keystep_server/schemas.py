@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, StrictBool, WithJsonSchema
 
 from keystep_server.commands import CommandName
 from keystep_server.recordings import FoundRecording
@@ -181,7 +181,9 @@ class SessionIn(BaseModel):
         None,
         description="how steps are recognised: b1, b2, b3, tracker; by default the server's choice",
     )
-    replay: bool = Field(False, description="recorded streams: lossless, results do not hurry")
+    replay: StrictBool = Field(
+        False, description="recorded streams: lossless, results do not hurry"
+    )
     time_scale: float = Field(
         1.0, gt=0, le=1000, allow_inf_nan=False, description="data seconds per second; replay only"
     )
