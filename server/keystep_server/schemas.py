@@ -187,7 +187,7 @@ class SessionIn(BaseModel):
     time_scale: float = Field(
         1.0, gt=0, le=1000, allow_inf_nan=False, description="data seconds per second; replay only"
     )
-    record: bool | None = Field(
+    record: StrictBool | None = Field(
         None, description="record every stream; by default an expert's session is, others are not"
     )
 

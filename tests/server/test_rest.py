@@ -50,10 +50,12 @@ async def test_session_lives_from_create_to_close(rig: Any) -> None:
     assert rig.closed == [session_id]
 
 
-async def test_a_session_is_a_replay_by_true_and_by_no_word(rig: Any) -> None:
+async def test_a_session_is_a_replay_or_recorded_by_true_and_by_no_word(rig: Any) -> None:
     async with rig.client() as client:
         for replay in ("yes", "true", 1, None):
             assert_problem(await client.post(f"{API}/sessions", json=NEW | {"replay": replay}), 422)
+        for record in ("yes", "true", 1):
+            assert_problem(await client.post(f"{API}/sessions", json=NEW | {"record": record}), 422)
         session_id = await create(client, replay=True)
         assert (await client.get(f"{API}/sessions/{session_id}")).json()["replay"] is True
 
