@@ -135,6 +135,11 @@ class Sender:
         """The epoch the server has named; -1 before."""
         return self._epoch
 
+    @property
+    def is_welcome(self) -> bool:
+        """Whether the server is there and has taken this source in."""
+        return self._welcomed
+
     def dropped(self) -> dict[str, int]:
         """Packets dropped here so far, per stream."""
         return self._outboxes.counts(lambda box: box.dropped_count)

@@ -118,7 +118,7 @@ async def test_nothing_stale_is_on_show_while_the_work_is_not_seen(wearer: Weare
     wearer.display.put_picture("wheel", jpeg())
     await until(lambda: any(one.texture for one in wearer.app.on_show))
     wearer.display.show(guidance(2, "I can't see.", severity="cannot_see", picture="wheel"))
-    await until(lambda: wearer.states[-1] == (2, True, ""))
+    await until(lambda: wearer.states[-1:] == [(2, True, "")])
     assert wearer.app.texts_on_show == ["I can't see.", "2 of 9 steps done"]
     assert len(wearer.app.on_show) == 2  # nor its picture
 
@@ -421,3 +421,26 @@ def test_no_title_can_format_the_display() -> None:
     told = guidance(text="<b>Torque</b> < 5 Nm", severity="caution", current_step=step)
     for panel in layout.text_panels(told, "<sprite=1>"):
         assert "<" not in panel.text
+
+
+async def test_what_covers_the_guidance_is_not_confirmed_as_the_guidance(wearer: Wearer) -> None:
+    wearer.display.cover("I can't see: the server does not answer.")
+    await until(lambda: wearer.app.texts_on_show)
+    wearer.display.show(guidance(4))
+    await until(lambda: "2 of 9 steps done" in wearer.app.texts_on_show)
+    assert " ".join(wearer.app.texts_on_show[0].split()).startswith("I can't see")
+    assert wearer.states == []
+    wearer.display.cover("")
+    await until(lambda: wearer.states == [(4, True, "")])
+    assert wearer.app.texts_on_show[0] == "Fit the wheel."
+
+
+async def test_a_cleared_display_shows_nothing() -> None:
+    async with headset_with() as headset:
+        watching = Wearer(headset)
+        async with running(watching):
+            watching.display.show(guidance(4))
+            await until(lambda: watching.shown)
+        assert watching.app.texts_on_show
+        await watching.display.clear()
+        assert watching.app.texts_on_show == []

@@ -13,6 +13,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
 import structlog
 
 from keystep_capture import wire
@@ -30,6 +31,8 @@ NOTE_S = 5.0
 GATHER_NS = 150_000_000
 """Words that come within this are spoken as one: a headset's new sentence cuts off its last."""
 ASK_AGAIN_NS = 2_000_000_000
+CLEAR_S = 1.0
+"""So long the end of a bridge waits for a headset that is to show nothing any more."""
 _MAX_PICTURES = 16
 _MAX_WORDS = 4
 
@@ -90,6 +93,7 @@ class Display:
         self._clock = clock
         self._read_timeout_s = read_timeout_s
         self._guidance: wire.Guidance | None = None
+        self._blind = ""  # what is said in the guidance's place
         self._shown_ns: int | None = None  # when the newest guidance was confirmed; None: not yet
         self._note, self._note_until_ns = "", 0
         self._words: deque[str] = deque(maxlen=_MAX_WORDS)
@@ -116,6 +120,21 @@ class Display:
         elif self._shown_ns is not None:
             self._report(displayed=True)
         self._wake.set()
+
+    def cover(self, text: str) -> None:
+        """Show this in the guidance's place, which may be stale; empty: the guidance again."""
+        if text != self._blind:
+            self._blind = text
+            self._wake.set()
+
+    async def clear(self) -> None:
+        """Take everything off the display, if the headset is there; not beside `run`."""
+        with contextlib.suppress(DeviceError, TimeoutError):
+            async with (
+                asyncio.timeout(CLEAR_S),
+                open_unity_messages(self._host, base_port=self._base_port) as messages,
+            ):
+                await messages.exchange(*umq.display_list(umq.REMOVE_ALL))
 
     def tell(self, text: str) -> None:
         """Show a short note for some seconds and speak it."""
@@ -196,6 +215,8 @@ class Display:
         if self._note and self._clock() >= self._note_until_ns:
             self._note = ""
         guidance = self._guidance
+        if self._blind:
+            guidance = _unseeing(guidance, self._blind)
         picture = guidance.picture if guidance is not None else None
         if picture is None or self._pictures.get(picture) is None:
             picture = None
@@ -284,3 +305,19 @@ class Display:
                 reason="" if displayed else self._trouble,
             )
         )
+
+
+def _unseeing(guidance: wire.Guidance | None, text: str) -> wire.Guidance:
+    """A guidance that says only that nothing can be said."""
+    if guidance is None:
+        return wire.Guidance(
+            protocol=wire.PROTOCOL,
+            revision=0,
+            severity="cannot_see",
+            current_step=None,
+            next_step=None,
+            text=text,
+            progress=(0, 0),
+            device_time_ns=0,
+        )
+    return msgspec.structs.replace(guidance, severity="cannot_see", text=text)

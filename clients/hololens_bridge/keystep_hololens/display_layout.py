@@ -119,7 +119,8 @@ def _lines(guidance: wire.Guidance) -> Iterator[tuple[str, float, tuple[float, .
         if guidance.next_step is not None:
             yield f"Next: {guidance.next_step.title}", LINE_EM_M, GREY
     done, total = guidance.progress
-    yield f"{done} of {total} steps done", LINE_EM_M, GREY
+    if total:
+        yield f"{done} of {total} steps done", LINE_EM_M, GREY
 
 
 def _wrap(text: str, em_m: float, width_m: float) -> tuple[str, int]:

@@ -14,6 +14,9 @@ from keystep_hololens.hl2ss.protocol import DEFAULT_BASE_PORT
 from keystep_hololens.voice_commands import CommandLine, listen
 
 LOOK_EVERY_S = 1.0
+ALONE_AFTER_S = 3.0
+"""A server that is away for this long is told to the wearer: what is on show may be stale."""
+NO_SERVER = "I can't see: the server does not answer."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +53,7 @@ class Wearer:
         self._sender = sender
         self._clock = clock
         self._commands = CommandLine(sender.command, clock=clock)
+        self._heard_ns = clock()
         self.display = Display(
             config.host,
             base_port=config.base_port,
@@ -61,6 +65,8 @@ class Wearer:
     def join(self) -> None:
         """The server has welcomed the bridge, perhaps anew."""
         self._commands.send_again()
+        self._heard_ns = self._clock()
+        self.display.cover("")
 
     def take_guidance(self, guidance: wire.Guidance) -> None:
         """Put a guidance on show, and confirm it once it is."""
@@ -83,10 +89,18 @@ class Wearer:
             self.display.tell(text)
 
     async def run(self) -> None:
-        """Serve the wearer; ends only when cancelled."""
+        """Serve the wearer; ends only when cancelled, and leaves nothing on show."""
         config = self._config
+        try:
+            await self._serve(config)
+        finally:
+            if config.display:
+                await self.display.clear()
+
+    async def _serve(self, config: WearerConfig) -> None:
         async with asyncio.TaskGroup() as jobs:
             jobs.create_task(self._watch_commands())
+            jobs.create_task(self._watch_server())
             if config.display:
                 jobs.create_task(self.display.run())
             if config.voice:
@@ -98,6 +112,15 @@ class Wearer:
             await asyncio.sleep(LOOK_EVERY_S)
             for command in self._commands.give_up():
                 self.display.tell(f'The server did not answer "{command}".')
+
+    async def _watch_server(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S / 2)
+            now_ns = self._clock()
+            if self._sender.is_welcome:
+                self._heard_ns = now_ns
+            elif now_ns - self._heard_ns > ALONE_AFTER_S * 1e9:
+                self.display.cover(NO_SERVER)
 
     def _confirm(self, showing: Showing) -> None:
         self._sender.acknowledge_guidance(
