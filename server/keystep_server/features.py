@@ -35,6 +35,10 @@ _CUE_NAMES = {
 }
 
 
+BUFFER_BYTES = 16 * TICK_ROW.itemsize
+"""A row that fits the buffer goes there whole or, where the disk is full, not at all."""
+
+
 class TickStore:
     """Appends rows to one file; what a crash cut off at its end is removed when it is opened."""
 
@@ -42,7 +46,7 @@ class TickStore:
         """Open or create the file."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self._file = path.open("ab")
+        self._file = path.open("ab", buffering=BUFFER_BYTES)
         whole_rows = self._file.tell() // TICK_ROW.itemsize
         os.truncate(path, whole_rows * TICK_ROW.itemsize)
         self._file.seek(0, os.SEEK_END)
@@ -52,7 +56,11 @@ class TickStore:
         self._row = np.zeros(1, TICK_ROW)
 
     def append(self, tick: Tick, epoch: int, embedding: npt.NDArray[np.float32] | None) -> None:
-        """Append a tick; an absent embedding or sample is marked missing in `cues`."""
+        """Append a tick; an absent embedding or sample is marked missing in `cues`.
+
+        Raises:
+            OSError: The disk did not take it: it can be appended again later.
+        """
         row = self._row
         row.fill(0)
         row["device_time_ns"], row["epoch"] = tick.device_time_ns, epoch
@@ -67,12 +75,12 @@ class TickStore:
         if embedding is not None:
             cues |= APPEARANCE
             row["appearance"][0] = embedding
-            self.feature_count += 1
         row["cues"] = cues
-        for name, bit in _CUE_NAMES.items():
-            self.cue_counts[name] += cues & bit != 0
         self._file.write(row.tobytes())
         self.row_count += 1
+        self.feature_count += embedding is not None
+        for name, bit in _CUE_NAMES.items():
+            self.cue_counts[name] += cues & bit != 0
 
     def truncate(self, row_count: int, feature_count: int) -> None:
         """Take back all rows but the first ones, as a checkpoint counted them.

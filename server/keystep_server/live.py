@@ -256,8 +256,10 @@ class LiveSession:
         self._let_go(batch)
 
     def _note_failure(self, error: Exception) -> None:
-        self.last_error = f"{type(error).__name__}: {error}"
-        log.exception("a batch of packets failed", session=self.session.id)
+        trouble = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        if trouble != self.last_error:  # once: a full disk fails every batch
+            log.error("a batch of packets failed", session=self.session.id, exc_info=error)
+        self.last_error = trouble
 
     def _let_go(self, batch: list[Item]) -> None:
         """Give back the credit of packets that were worked off, and write down what is due."""
@@ -269,26 +271,32 @@ class LiveSession:
     async def _act_on(self, outcome: Outcome, batch: list[Item]) -> None:
         self._count_all_dropped(outcome)
         self._unstored.extend(outcome.changes)
-        await self._store_changes()
+        news = await self._store_changes()
         self._note_features()
-        if self.guide is None or not any(item.header.stream == "detections" for item in batch):
+        if news or self.guide is None:
+            return
+        if not any(item.header.stream == "detections" for item in batch):
             return
         was_blind = self.guide.latest is not None and self.guide.latest.severity == "cannot_see"
-        if outcome.changes:
-            seen_in = outcome.changes[-1].header
-            self.guide.looking_at = None
-            self.tell(device_time_ns=seen_in.device_time_ns, epoch=seen_in.epoch)
-        elif was_blind or not self.guide.logic.can_see:
+        if was_blind or not self.guide.logic.can_see:
             self.tell(device_time_ns=batch[-1].header.device_time_ns)
-        if outcome.changes:
-            await asyncio.to_thread(self.store_progress)
-            self._keeper.hurry()
 
-    async def _store_changes(self) -> None:
-        """Commit the step events; one that fails stays, and nothing is acknowledged until then."""
+    async def _store_changes(self) -> bool:
+        """Commit the step events and tell the wearer; whether there were any.
+
+        One that fails stays, and nothing is acknowledged until it is stored.
+        """
+        if not self._unstored or self.guide is None:
+            return False
+        newest = self._unstored[-1].header
         while self._unstored:
             await self._store_change(self._unstored[0])
             self._unstored.popleft()
+        self.guide.looking_at = None
+        self.tell(device_time_ns=newest.device_time_ns, epoch=newest.epoch)
+        await asyncio.to_thread(self.store_progress)
+        self._keeper.hurry()
+        return True
 
     async def _settle(self) -> None:
         """Store what was held up or has come since the last packet."""
@@ -574,7 +582,10 @@ class LiveSession:
                 "revision": latest.revision if latest else 0,
                 "acknowledged_revision": self.acknowledged_revision,
             },
-            "last_error": self.last_error or self._keeper.error or self.recorder.disk_error,
+            "last_error": self.last_error
+            or self._keeper.error
+            or self.recorder.disk_error
+            or self.pipeline.disk_error,
         }
 
     def _clock_stats(self, peer: Peer, now_ns: int) -> dict[str, Any]:

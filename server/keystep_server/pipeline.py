@@ -58,6 +58,8 @@ _READ = frozenset({*_LEADING, *_OTHERS, "calibration"})
 MAX_TICKS_IN_ENGINE = 8
 LATE_NS = 250_000_000
 """A live session's frame that has waited for longer is not decoded if a key frame follows."""
+MAX_TICKS_WAITING = 600
+"""So many ticks, a minute's, are held for a disk that does not take them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +215,7 @@ class SessionPipeline:
         self._epoch = 0
         self._newest_tick: tuple[int, int] | None = None  # epoch and device time, ns
         self._waiting: deque[tuple[Tick, int]] = deque()
+        self.disk_error: str | None = None
         self._in_engine: deque[Future[npt.NDArray[Any]]] = deque(maxlen=MAX_TICKS_IN_ENGINE)
         self.detection_count = 0
         self._taken: dict[str, tuple[int, int]] = {}  # before a restart: (epoch, sequence)
@@ -282,7 +285,11 @@ class SessionPipeline:
                 outcome.dropped[item.header.stream, error.reason] += 1
             except KeystepError:
                 outcome.dropped[item.header.stream, "unusable"] += 1
-        self._store_done()
+        try:
+            self._store_done()
+        except OSError as error:  # what was recognised goes on all the same
+            self.disk_error = f"ticks are not written: {error}"
+            self._drop_waiting()
         return outcome
 
     def _needless(self, items: list[Item]) -> frozenset[int]:
@@ -514,9 +521,11 @@ class SessionPipeline:
             future = frame.future if frame is not None else None
             if future is not None and not future.done() and not wait:
                 break
-            self._waiting.popleft()
-            embedding = self._result(future)
+            embedding, reason = _result(future)
             self.ticks.append(tick, epoch, embedding)
+            self._waiting.popleft()  # where the disk did not take it, it is tried again
+            if reason:
+                self.left_out[reason] += 1
             self.recorder.tick(tick, epoch, embedding, self._model)
             if frame is not None and frame.done_ns:
                 written.append((tick.device_time_ns, frame))
@@ -527,15 +536,11 @@ class SessionPipeline:
             for time_ns, frame in written
         )
 
-    def _result(self, future: Future[npt.NDArray[Any]] | None) -> npt.NDArray[np.float32] | None:
-        """The embedding; None, and counted, where a newer frame replaced it or the model failed."""
-        if future is None:
-            return None
-        if (error := future.exception()) is not None:
-            self.left_out["superseded" if isinstance(error, StateError) else "failed"] += 1
-            return None
-        row: npt.NDArray[np.float32] = future.result()[0]
-        return row
+    def _drop_waiting(self) -> None:
+        """Bound what waits for a full disk."""
+        while len(self._waiting) > MAX_TICKS_WAITING:
+            self._waiting.popleft()
+            self.left_out["disk_full"] += 1
 
     # -- models and files ------------------------------------------------------------------------
 
@@ -572,6 +577,18 @@ def _is_rgb(item: Item) -> bool:
 def _is_key(item: Item) -> bool:
     """Whether decoding can start here: not only the header must say so."""
     return item.header.keyframe and is_keyframe(item.payload, item.header.encoding)
+
+
+def _result(
+    future: Future[npt.NDArray[Any]] | None,
+) -> tuple[npt.NDArray[np.float32] | None, str]:
+    """The embedding; None and why, where a newer frame replaced it or the model failed."""
+    if future is None:
+        return None, ""
+    if (error := future.exception()) is not None:
+        return None, "superseded" if isinstance(error, StateError) else "failed"
+    row: npt.NDArray[np.float32] = future.result()[0]
+    return row, ""
 
 
 def _frame_of(tick: Tick) -> _Frame | None:
