@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import fcntl
 import functools
+import logging
 import os
 import socket
 import time
@@ -155,6 +156,7 @@ async def running_server(
                 command=ingest.command,
             )
         )
+        logging.getLogger("uvicorn.error").addFilter(_is_trouble)
         server = _RestServer(
             uvicorn.Config(
                 app,
@@ -219,6 +221,11 @@ class _RestServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Take none."""
         yield
+
+
+def _is_trouble(record: logging.LogRecord) -> bool:
+    """Not a request that a stopping server no longer waits for."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], asyncio.CancelledError)
 
 
 async def _stop_rest(server: _RestServer, serving: asyncio.Task[None], events: EventLog) -> None:

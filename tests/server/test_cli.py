@@ -182,6 +182,21 @@ async def test_a_server_ends_cleanly_however_often_it_is_interrupted(
     assert "Stopping" in commands.log("serve")
 
 
+async def test_a_server_that_ends_does_not_wait_long_for_a_request_that_never_ends(
+    commands: Commands,
+) -> None:
+    server = await commands.serve()
+    port = int((await server.ready())["rest"].rpartition(":")[2])
+    head = b"POST /api/v1/sessions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n"
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(head + b"Content-Type: application/json\r\n\r\n{")
+        await asyncio.sleep(0.5)
+        server.signal(signal.SIGTERM)
+        await asyncio.wait_for(server.ended(), 30)
+    assert "Cancel 1 running task" in commands.log("serve")
+    assert "Traceback" not in commands.log("serve")
+
+
 async def test_a_bridge_without_headset_or_server_says_so_once_and_tries_until_interrupted(
     commands: Commands,
 ) -> None:
