@@ -33,11 +33,12 @@ _STRETCHES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DemoSettings:
-    """How the demo runs: see `keystep demo --help`."""
+    """How the demo runs: see `keystep demo --help`; `token`: of REST, if the server has one."""
 
     speed: float
     keep: bool
     out: Path
+    token: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,8 +212,10 @@ class Demo:
         stack.push_async_callback(process.kill)
         ready = await process.ready()
         stack.push_async_callback(process.stop)
+        token = self._settings.token  # which the server has from the environment, too
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         rest = await stack.enter_async_context(
-            httpx.AsyncClient(base_url=ready["rest"], timeout=30.0)
+            httpx.AsyncClient(base_url=ready["rest"], timeout=30.0, headers=headers)
         )
         return _Server(rest=rest, rest_url=ready["rest"], wire=ready["wire"], data_dir=data_dir)
 

@@ -36,10 +36,13 @@ def demo(
 
 
 async def _run(*, speed: float, keep: bool, out: Path) -> None:
-    from keystep_server.demo import Demo, DemoSettings  # every command loads this module
+    from keystep_server.config import load_config  # every command loads this module
+    from keystep_server.demo import Demo, DemoSettings
 
+    token = load_config().token
     running = asyncio.current_task()
     assert running is not None
     # SIGTERM unwinds as Ctrl-C does, so that no child process is left behind.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.cancel)
-    await Demo(DemoSettings(speed=speed, keep=keep, out=out)).run()
+    secret = None if token is None else token.get_secret_value()
+    await Demo(DemoSettings(speed=speed, keep=keep, out=out, token=secret)).run()

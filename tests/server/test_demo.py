@@ -130,6 +130,14 @@ async def test_interrupted_in_the_middle_it_leaves_nothing_behind(
     assert "keystep:" not in demo.said
 
 
+async def test_it_has_the_token_that_its_server_asks_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEYSTEP_TOKEN", "0123456789" * 4)
+    async with running(tmp_path / "demo") as demo:
+        await demo.says("Install rear chassis")
+
+
 async def test_a_folder_of_other_data_is_never_removed(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "thesis.txt").write_text("years of work")
