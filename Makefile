@@ -7,11 +7,12 @@ RUNTIME := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/nul
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: help demo test slow test-training check format bench constraints clean
+.PHONY: help demo test slow reliability test-training check format bench constraints clean
 
 help:
 	@echo "make demo    server, simulated headset and bridge on real samples (DEMO='--speed 8 --keep')"
 	@echo "make test    the tests                     make slow   the long ones"
+	@echo "make reliability   puts faults into the running chain, writes docs/reliability.md's table"
 	@echo "make test-training   installs torch and tests what needs it"
 	@echo "make check   format, lint, types, imports  make bench  benchmarks, JSON in bench-results/"
 
@@ -45,6 +46,9 @@ test: $(VENV)/.dev-$(RUNTIME)
 
 slow: $(VENV)/.dev-$(RUNTIME)
 	@$(BIN)/python -m pytest -q -m slow $(TESTS)
+
+reliability: $(VENV)/.dev-$(RUNTIME)
+	@$(BIN)/python -m pytest -q tests/reliability --write-table
 
 test-training: $(VENV)/.train
 	@$(BIN)/python -m pytest -q -m "not slow" tests/training $(TESTS)
