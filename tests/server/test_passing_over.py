@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,20 @@ from keystep_models.onnx_model import OnnxModel
 from keystep_server.inference import LocalEngine, model_key
 from keystep_server.load.packets import GROUP_FRAMES, make_packets
 from keystep_server.pipeline import LATE_NS, Item, SessionPipeline
+from keystep_server.recorder import SessionRecorder
+from keystep_server.storage import Session, SessionKind, SessionState
+
+SESSION = Session(
+    id="one",
+    device_id="hl2",
+    kind=SessionKind.GUIDED,
+    state=SessionState.OPEN,
+    task=None,
+    procedure=None,
+    replay=False,
+    time_scale=1.0,
+    created_at=datetime(2026, 1, 1, tzinfo=UTC),
+)
 
 
 class Frames:
@@ -70,6 +85,9 @@ def pipeline_of(frames: Frames, tmp_path: Path) -> Iterator[Callable[..., Sessio
                     lossless=lossless,
                     rate_hz=10.0,
                     logic=None,
+                    recorder=SessionRecorder(
+                        tmp_path, SESSION, everything=False, clock=lambda: frames.now_ns
+                    ),
                     clock=lambda: frames.now_ns,
                 )
             )
