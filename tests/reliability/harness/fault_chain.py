@@ -83,6 +83,7 @@ class Chain:
         self.key: Path | None = None
         self.streams = "rgb,gaze,head,hands,depth"
         self.session = ""
+        self.may_lack = ""  # a word of the error that the session's close may end with
         self.samples: list[Sample] = []
         self._bridges = 0
         self._bridge: KeystepProcess | None = None
@@ -235,7 +236,10 @@ class Chain:
         found = await self._ask("/events?limit=1000")
         assert [(event["frame_idx"], event["step_id"]) for event in found["events"]] == STEPS
         answer = await self._ask()
-        assert (answer["state"], answer["epoch"], answer["error"]) == ("closed", epoch, None)
+        assert (answer["state"], answer["epoch"]) == ("closed", epoch), answer
+        assert answer["error"] is None or (self.may_lack and self.may_lack in answer["error"]), (
+            answer
+        )
         lane = (await self._ask("/stats"))["stats"]["streams"]
         assert (lane["detections"]["packets"], lane["detections"]["lost"]) == (TRUTH.frame_count, 0)
 
