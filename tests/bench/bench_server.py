@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import itertools
 import json
 import os
 import platform
@@ -37,38 +36,23 @@ from typing import Any
 
 import av
 import httpx
-import numpy as np
 import onnxruntime
 
 from keystep_capture.samples import find_sample
 from keystep_capture.sender import Sender, Source
-from keystep_models.cues.appearance_cue import (
-    CROP,
-    AppearancePreprocessing,
-    appearance_manifest_path,
-)
-from keystep_models.onnx_model import ModelManifest
+from keystep_server.load.bare import EXTRACT_EVERY, PARTS, BareParts
+from keystep_server.load.packets import RATE_HZ, SIZE, StoredPacket
 
-SIZE = (640, 360)
-RATE_HZ = 30
-EXTRACT_EVERY = 3
 WARM_UP_FRAMES = 60
 TARGET = 1.3
 SPEEDS = {"life_speed": 1.0, "full_speed": 1000.0}
-PARTS = ("decode", "preprocess", "inference")
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    payload: bytes
-    keyframe: bool
 
 
 # -- the video ---------------------------------------------------------------------------------
 
 
-def encode_sample(frame_count: int) -> list[Encoded]:
+def encode_sample(frame_count: int) -> list[StoredPacket]:
     """The real sample, played round and round, as simulated PV packets."""
     encoder = av.VideoCodecContext.create("libx264", "w")
     encoder.width, encoder.height = SIZE
@@ -86,7 +70,15 @@ def encode_sample(frame_count: int) -> list[Encoded]:
         frame.pts, frame.time_base = number, encoder.time_base
         frame.pict_type = av.video.frame.PictureType.NONE
         (packet,) = encoder.encode(frame)
-        packets.append(Encoded(bytes(packet), bool(packet.is_keyframe)))
+        packets.append(
+            StoredPacket(
+                stream="rgb",
+                offset_ns=number * 1_000_000_000 // RATE_HZ,
+                payload=bytes(packet),
+                encoding="h264",
+                keyframe=bool(packet.is_keyframe),
+            )
+        )
     return packets
 
 
@@ -97,52 +89,6 @@ def _pictures() -> Iterator[av.VideoFrame]:
         with av.open(path) as container:
             for frame in container.decode(video=0):
                 yield frame.reformat(width=SIZE[0], height=SIZE[1], format="yuv420p")
-
-
-# -- the bare parts ----------------------------------------------------------------------------
-
-
-class BareParts:
-    """Decoding, preprocessing and inference by themselves, in this process."""
-
-    def __init__(self, packets: list[Encoded]) -> None:
-        self._packets = [av.Packet(packet.payload) for packet in packets]
-        manifest_path = appearance_manifest_path()
-        manifest = ModelManifest.read(manifest_path)
-        self._input = manifest.inputs[0].name
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = onnxruntime.InferenceSession(
-            str(manifest_path.parent / manifest.file), options, ["CPUExecutionProvider"]
-        )
-        self._session.run(None, {self._input: np.zeros((1, CROP, CROP, 3), np.uint8)})
-
-    def measure(self, speed: float) -> dict[str, float]:
-        """CPU ms of each part per extracted frame, frames coming at their rate times `speed`."""
-        decoder = av.CodecContext.create("h264", "r")
-        assert isinstance(decoder, av.VideoCodecContext)
-        decoder.thread_count = 1
-        decoder.flags |= av.codec.context.Flags.low_delay
-        preprocessing, cpu_s = AppearancePreprocessing(), dict.fromkeys(PARTS, 0.0)
-        start_s, extracted_count = time.monotonic(), 0
-        for number, packet in enumerate(self._packets):
-            wait_s = start_s + number / RATE_HZ / speed - time.monotonic()
-            if wait_s > 0:
-                time.sleep(wait_s)
-            times_s = [time.thread_time()]
-            (frame,) = decoder.decode(packet)
-            times_s.append(time.thread_time())
-            if number % EXTRACT_EVERY == 0:
-                row = np.empty((1, CROP, CROP, 3), np.uint8)
-                preprocessing.from_video_frame(frame, row[0])
-                times_s.append(time.thread_time())
-                self._session.run(None, {self._input: row})
-                times_s.append(time.thread_time())
-                extracted_count += 1
-            for name, (begin_s, end_s) in zip(PARTS, itertools.pairwise(times_s), strict=False):
-                cpu_s[name] += end_s - begin_s
-        return {name: 1e3 * part_s / extracted_count for name, part_s in cpu_s.items()}
 
 
 # -- the server --------------------------------------------------------------------------------
@@ -198,7 +144,7 @@ class ServerUnderTest:
         self._pid, self._wire, self._rest = pid, wire, rest
         self._session_count = 0
 
-    async def measure(self, packets: list[Encoded], speed: float) -> ServerRound:
+    async def measure(self, packets: list[StoredPacket], speed: float) -> ServerRound:
         self._session_count += 1
         source = Source(
             device=f"bench-{self._session_count}",
@@ -232,7 +178,7 @@ class ServerUnderTest:
         )
 
     async def _stream(
-        self, sender: Sender, packets: list[Encoded], first: int, speed: float
+        self, sender: Sender, packets: list[StoredPacket], first: int, speed: float
     ) -> None:
         """Send packets at their rate."""
         start_s = time.monotonic()
@@ -278,7 +224,7 @@ class ServerUnderTest:
 async def run(frame_count: int, round_count: int) -> dict[str, Any]:
     packets = encode_sample(WARM_UP_FRAMES + frame_count)
     bare = BareParts(packets[WARM_UP_FRAMES:])
-    bare.measure(SPEEDS["full_speed"])  # warm-up
+    bare.measure(speed=SPEEDS["full_speed"])  # warm-up
     results: dict[str, list[Round]] = {name: [] for name in SPEEDS}
     with tempfile.TemporaryDirectory() as folder:
         async with server_process(Path(folder)) as (pid, wire, rest):
@@ -286,7 +232,7 @@ async def run(frame_count: int, round_count: int) -> dict[str, Any]:
             await server.measure(packets[: 2 * WARM_UP_FRAMES], SPEEDS["full_speed"])
             for _ in range(round_count):
                 for name, speed in SPEEDS.items():
-                    parts_ms = await asyncio.to_thread(bare.measure, speed)
+                    parts_ms = await asyncio.to_thread(bare.measure, speed=speed)
                     results[name].append((parts_ms, await server.measure(packets, speed)))
     return report(results, frame_count=frame_count)
 
