@@ -20,7 +20,10 @@ import pytest
 
 from keystep_capture import wire
 from keystep_capture.recording import Recording, part_paths
+from keystep_capture.recording.notes import StepEventNote, TickNote
+from keystep_capture.samples import find_sample, load_detection_rows, load_truth
 from keystep_capture.sender import Sender, Source
+from keystep_capture.streams import VLC_HEIGHT, VLC_WIDTH
 
 STREAMS = ("rgb", "head", "gaze")
 SLOW_SECONDS = 180
@@ -78,8 +81,20 @@ def read(folder: Path, coffee: list[Any]) -> dict[str, list[int]]:
     return found
 
 
+def check_notes(folder: Path) -> dict[str, list[Any]]:
+    """Each tick and each step event is given once, whatever stands in the parts; their keys."""
+    with Recording(folder) as recording:
+        notes = [entry.note for entry in recording.notes("tick", "step_event", skip_damage=True)]
+    ticks = [(note.epoch, note.device_time_ns) for note in notes if isinstance(note, TickNote)]
+    steps = [(note.id, note.retracted) for note in notes if isinstance(note, StepEventNote)]
+    assert len(ticks) == len(set(ticks))
+    assert len(steps) == len(set(steps))
+    return {"tick": ticks, "step_event": steps}
+
+
 def check(folder: Path, sender: Noting, coffee: list[Any], *, replay: bool) -> None:
     """All that was acknowledged can be read, each packet once."""
+    check_notes(folder)
     if max(sender.acknowledged.values(), default=-1) < 0:
         return
     found = read(folder, coffee)
@@ -147,6 +162,67 @@ async def test_what_was_acknowledged_survives_three_kills(
 ) -> None:
     server = await make_server("killed")
     assert await endure(server, coffee, kills=3, seconds=240, seed=1, replay=replay) == 3
+
+
+def notes_in_parts(folder: Path) -> dict[str, int]:
+    """How many ticks and step events stand in the parts, each part read by itself."""
+    counts = {"tick": 0, "step_event": 0}
+    for part in part_paths(folder):
+        with Recording(part) as recording:
+            for entry in recording.notes(*counts, skip_damage=True):
+                counts[entry.kind] += 1
+    return counts
+
+
+@pytest.mark.timeout(300)
+async def test_a_live_sessions_ticks_and_step_events_are_read_once_after_kills(
+    make_server: Any, coffee: Any, tools: Any, record_property: Callable[[str, object], None]
+) -> None:
+    sample = find_sample("industreal-03")
+    assert sample.detections_path is not None
+    frame_count = load_truth(sample).frame_count
+    frames = list(load_detection_rows(sample.detections_path, frame_count=frame_count))
+    detections = tools.detection_packets(frames[690:800])  # three steps at frame 727
+    server = await make_server("live")
+    source = Source(
+        device="hl2",
+        client="test",
+        streams=("rgb", "detections", "vlc_left_front"),
+        kind="expert",
+        procedure="industreal-assy",
+        method="b3",
+    )
+    sender = Sender(source, server=server.wire, instance="one")
+    link = asyncio.create_task(sender.run())
+    for number, detection in enumerate(detections):
+        at_ns = number * 10**8 // 3
+        await sender.room("detections")
+        # So much that chunks reach the file between two checkpoints.
+        sender.offer("vlc_left_front", at_ns, bytes(VLC_WIDTH * VLC_HEIGHT), encoding="grey8")
+        sender.offer("rgb", **payload_of("rgb", number, coffee))
+        assert sender.offer("detections", **(detection | {"device_time_ns": at_ns}))
+        if number in (40, 60, 80):
+            await stored_steps(server, sender)
+            await server.kill()
+            await server.start()
+        await asyncio.sleep(0.02)
+    await sender.finish(close=True, timeout_s=60)
+    await link
+    folder = server.folder / "sessions" / str(sender.session) / "recording"
+    found = check_notes(folder)
+    assert len(found["tick"]) > 10
+    assert {event_id for event_id, _ in found["step_event"]} == await stored_steps(server, sender)
+    record_property("notes_in_parts", notes_in_parts(folder))
+    record_property("notes_read", {kind: len(keys) for kind, keys in found.items()})
+
+
+async def stored_steps(server: Any, sender: Sender) -> set[str]:
+    """Ids of the session's step events, when there are any."""
+    while True:
+        page = await server.get(f"/sessions/{sender.session}/events?limit=1000")
+        if page["events"]:
+            return {event["id"] for event in page["events"]}
+        await asyncio.sleep(0.05)
 
 
 @pytest.mark.slow

@@ -110,11 +110,13 @@ class EntryDecoder:
         self._carried: dict[tuple[int, str], tuple[int, str, memoryview]] = {}
 
     def entries(self, idx: int) -> Iterator[RecordedPacket | RecordedNote]:
-        """The entries of a chunk, in order of arrival.
+        """The entries of a chunk, in order of arrival; one without any is not read.
 
         Raises:
             DamagedError: Something is damaged, and nobody is told of it instead.
         """
+        if not self._may_have(idx):
+            return
         try:
             for message in self._source.messages(idx):
                 if message.channel_id not in self._wanted:
@@ -137,6 +139,15 @@ class EntryDecoder:
             if self._on_damage is None:
                 raise
             self._on_damage(error.damage)
+
+    def _may_have(self, idx: int) -> bool:
+        """Whether a chunk has anything wanted, as far as the index tells."""
+        ids = self._source.chunk_channels(idx)
+        if ids is None or not ids <= self._source.channels.keys():
+            return True
+        for channel_id in ids - self._wanted.keys():
+            self._wanted[channel_id] = self._judge(channel_id, idx)
+        return any(self._wanted[channel_id] is not None for channel_id in ids)
 
     def _judge(self, channel_id: int, idx: int) -> tuple[ChannelInfo, str] | None:
         channel = self._source.channels.get(channel_id)

@@ -1,4 +1,4 @@
-"""Reads a recording, a file or a folder of parts, as packets and notes; each packet once.
+"""Reads a recording, a file or a folder of parts, as packets and notes; each once.
 
 Opening reads the index only; a part without one (its writer was killed) is read up to where it
 breaks. Memory: one chunk, and when read by device time those that overlap in time.
@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, Self, TypeAlias
 
 from keystep_capture.errors import DataError
 from keystep_capture.recording import schemas
-from keystep_capture.recording.doubles import NothingSeen, SeenPackets
+from keystep_capture.recording.doubles import NothingSeen, SeenEntries
 from keystep_capture.recording.entries import (
     EntryDecoder,
     RecordedNote,
@@ -138,7 +138,7 @@ class Recording:
     # -- reading ---------------------------------------------------------------------------------
 
     def entries(self, *, skip_damage: bool = False) -> Iterator[RecordedPacket | RecordedNote]:
-        """All packets and notes in their order of arrival.
+        """All packets and notes in their order of arrival, what stands in two parts once.
 
         Args:
             skip_damage: Pass over damaged chunks and messages, listing them in `damage`.
@@ -150,22 +150,22 @@ class Recording:
         for part_idx in range(len(self.parts)):
             decoder = self._decoder(part_idx, skip_damage)
             for idx in range(self.parts[part_idx].chunk_count):
-                for entry in decoder.entries(idx):
-                    if isinstance(entry, RecordedNote) or seen.is_new(entry):
-                        yield entry
+                yield from filter(seen.is_new, decoder.entries(idx))
 
     def notes(self, *kinds: str, skip_damage: bool = False) -> Iterator[RecordedNote]:
-        """Notes in their order of arrival: of some kinds, or all.
+        """Notes in their order of arrival: of some kinds, or all; each tick and step event once.
 
         Raises:
             DamagedError: As `entries`.
         """
+        seen = self._seen()
         for part_idx, part in enumerate(self.parts):
             decoder = self._decoder(part_idx, skip_damage, streams=(), kinds=kinds)
             for idx in range(part.chunk_count):
                 for entry in decoder.entries(idx):
                     assert isinstance(entry, RecordedNote)
-                    yield entry
+                    if seen.is_new(entry):
+                        yield entry
 
     def packets(
         self,
@@ -280,8 +280,8 @@ class Recording:
             if seen.is_new(packet):
                 yield packet
 
-    def _seen(self) -> SeenPackets:
-        return SeenPackets() if len(self.parts) > 1 else NothingSeen()
+    def _seen(self) -> SeenEntries:
+        return SeenEntries() if len(self.parts) > 1 else NothingSeen()
 
     def _decoder(self, part_idx: int, skip_damage: bool, **wanted: Any) -> EntryDecoder:
         on_damage = self._list if skip_damage else None

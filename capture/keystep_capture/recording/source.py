@@ -41,6 +41,7 @@ _RECORD = struct.Struct("<BQ")
 _MESSAGE = struct.Struct("<HIQQ")
 _CHUNK = struct.Struct("<QQQII")  # times, size unpacked, CRC, length of the compression's name
 _CHUNK_INDEX = struct.Struct("<QQQQ")  # times, offset, length
+_INDEX_ENTRY = struct.Struct("<HQ")  # channel, where its message index is
 _FOOTER = struct.Struct("<BQQQI")
 _MAGIC_BYTES = len(MCAP0_MAGIC)
 
@@ -152,6 +153,10 @@ class McapSource:
         """Where a chunk begins in the file."""
         return self._offsets[idx]
 
+    def chunk_channels(self, idx: int) -> frozenset[int] | None:
+        """Ids of the channels that have messages in a chunk; None where no index says."""
+        return self._chunk_channels[idx] if self._chunk_channels else None
+
     def messages(self, idx: int) -> Iterator[RawMessage]:
         """The messages of a chunk, in order; channels that it repeats are learned.
 
@@ -242,6 +247,8 @@ class McapSource:
     def _forget_chunks(self) -> None:
         self._offsets, self._lengths = array("Q"), array("Q")
         self._start_times, self._end_times = array("Q"), array("Q")
+        self._chunk_channels: list[frozenset[int] | None] = []
+        self._channel_sets: dict[bytes, frozenset[int]] = {}  # most chunks have the same ones
 
     def _read_index(self) -> bool:
         """Read the summary at the file's end; False where it has none that can be trusted."""
@@ -297,6 +304,24 @@ class McapSource:
             raise self._damaged(offset, "a chunk's index is too short")
         start_ns, end_ns, chunk_offset, length = _CHUNK_INDEX.unpack_from(body)
         self._add_chunk(chunk_offset, length, start_ns, end_ns, offset)
+        self._chunk_channels.append(self._indexed_channels(body, offset))
+
+    def _indexed_channels(self, body: bytes, offset: int) -> frozenset[int] | None:
+        """Channels of a chunk by the map in its index; None where that was left out."""
+        start = _CHUNK_INDEX.size + 4
+        if len(body) < start:
+            raise self._damaged(offset, "a chunk's index is too short")
+        (length,) = struct.unpack_from("<I", body, _CHUNK_INDEX.size)
+        if length % _INDEX_ENTRY.size or start + length > len(body):
+            raise self._damaged(offset, f"a chunk's index has {length} bytes of channels")
+        if not length:
+            return None
+        ids = b"".join(body[at : at + 2] for at in range(start, start + length, _INDEX_ENTRY.size))
+        known = self._channel_sets.get(ids)
+        if known is None:
+            known = frozenset(struct.unpack(f"<{len(ids) // 2}H", ids))
+            self._channel_sets[ids] = known
+        return known
 
     def _add_chunk(
         self, offset: int, length: int, start_ns: int, end_ns: int, said_at: int

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keystep_capture.recording import RecordedPacket, Recording, RecordingInfo, RecordingWriter
-from keystep_capture.recording.doubles import SeenPackets
+from keystep_capture.recording.doubles import SeenEntries
+from keystep_capture.recording.export import export_csv
+from keystep_capture.recording.notes import Note, SessionNote, StepEventNote, TickNote
 from keystep_capture.wire import PROTOCOL, PacketHeader
 
 
@@ -44,9 +46,49 @@ def test_numbers_begin_anew_with_an_epoch(tmp_path: Path, tools: Any) -> None:
         assert len(list(recording.packets())) == 40
 
 
+def tick(epoch: int, time_ns: int) -> TickNote:
+    return TickNote(epoch=epoch, index=0, device_time_ns=time_ns, cues=["rgb"])
+
+
+def step(name: str, *, retracted: bool = False) -> StepEventNote:
+    return StepEventNote(
+        id=name, kind="completed", step_id=1, device_time_ns=7, retracted=retracted
+    )
+
+
+def write_notes(folder: Path, notes: list[Note]) -> None:
+    writer = RecordingWriter(folder, RecordingInfo(session="s"))
+    for note in notes:
+        writer.write_note(note, device_time_ns=7)
+    writer.close()
+
+
+def test_ticks_and_step_events_that_were_found_again_are_read_once(tmp_path: Path) -> None:
+    first = [tick(1, 5), step("a"), tick(1, 6), step("a", retracted=True), step("b")]
+    again = [tick(1, 6), step("a", retracted=True), step("b")]
+    later = [tick(1, 7), tick(2, 5), step("c")]
+    write_notes(tmp_path / "r", first)
+    write_notes(tmp_path / "r", again)
+    write_notes(tmp_path / "r", [*again, *later])
+    with Recording(tmp_path / "r") as recording:
+        assert [entry.note for entry in recording.notes()] == [*first, *later]
+        assert [entry.note for entry in recording.entries()] == [*first, *later]  # type: ignore[union-attr]
+        ticks = [entry.note for entry in recording.notes("tick")]
+        assert ticks == [one for one in [*first, *later] if isinstance(one, TickNote)]
+        rows = export_csv(recording, tmp_path / "csv")
+    assert rows == {"note_tick.csv": 4, "note_step_event.csv": 4}
+
+
+def test_what_happened_twice_is_read_twice(tmp_path: Path) -> None:
+    for _ in range(2):
+        write_notes(tmp_path, [SessionNote(event="joined")])
+    with Recording(tmp_path) as recording:
+        assert len(list(recording.notes("session"))) == 2
+
+
 @given(st.lists(st.tuples(st.integers(1, 2), st.integers(0, 40)), max_size=200))
 def test_a_packet_is_new_when_its_number_did_not_come_before(numbers: Any) -> None:
-    seen, known = SeenPackets(), set()
+    seen, known = SeenEntries(), set()
     for epoch, sequence in numbers:
         header = PacketHeader(
             protocol=PROTOCOL,

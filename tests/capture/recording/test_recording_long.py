@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from keystep_capture.recording import Recording
+from keystep_capture.recording import Recording, RecordingInfo, RecordingWriter
+from keystep_capture.recording.notes import SessionNote, TickNote
 from keystep_capture.recording.source import McapSource
 
 SECONDS = 3600
@@ -57,6 +58,21 @@ def test_seeking_reads_the_chunks_of_its_time(
         found = list(recording.packets(start_ns=time_ns, end_ns=time_ns + 10**9))
     assert len(found) == (4 if second < SECONDS - 1 else 1)
     assert len(chunks_read) <= 6
+
+
+def test_what_is_rare_is_found_without_reading_all(tmp_path: Path, chunks_read: list[int]) -> None:
+    writer = RecordingWriter(tmp_path, RecordingInfo(session="s"), chunk_bytes=1)
+    for number in range(1000):
+        tick = TickNote(epoch=1, index=number, device_time_ns=number, cues=[])
+        writer.write_note(tick, device_time_ns=number)
+        if number % 400 == 7:
+            writer.write_note(SessionNote(event=str(number)), device_time_ns=number)
+    writer.close()
+    with Recording(tmp_path) as recording:
+        events = [entry.note.event for entry in recording.notes("session")]  # type: ignore[union-attr]
+        assert events == ["7", "407", "807"]
+        assert len(chunks_read) == 3
+        assert len(list(recording.notes())) == 1003
 
 
 @pytest.mark.parametrize("order", ["arrival", "device_time"])
