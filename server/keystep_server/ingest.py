@@ -210,12 +210,15 @@ class Ingest:
         return await self._desk.run(session_id, command, command_id)
 
     async def ask_to_record(self, session_id: str, on: bool) -> None:
-        """Record a session that was just opened, or only its video, instead of the default.
+        """Record all of a session from now on, or only its video, whatever its default is.
 
         Raises:
-            StateError: The disk does not take it.
+            StateError: It is being closed, or the disk does not take it.
         """
         async with self._opening.setdefault(session_id, asyncio.Lock()):
+            live = self._live.get(session_id)
+            if live is not None and live.is_finished:
+                raise StateError(f"session {session_id} is being closed; open a new one")
             try:
                 await asyncio.to_thread(ask_to_record, self._folder(session_id), on)
             except OSError as error:
@@ -223,8 +226,10 @@ class Ingest:
                     f"session {session_id} is open, but whether to record it was not written "
                     f"({error.strerror}); make room on the disk and say it again"
                 ) from None
-            if (live := self._live.get(session_id)) is not None:
-                live.set_recording(on)
+            if live is not None:
+                async with live.turn:
+                    if live.recorder.everything != on and not live.is_finished:
+                        live.set_recording(on)
 
     async def _set_recording(self, session_id: str, on: bool) -> CommandOutcome:
         """Begin or end the recording of a live session, between two of its batches."""

@@ -1,4 +1,4 @@
-"""The recordings of this server's sessions: found, opened, given out, deleted.
+"""The recordings of this server's sessions: opened, judged, given out, deleted.
 
 There is no table of them: a session that has parts in its folder has a recording. Everything here
 blocks.
@@ -11,7 +11,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -23,35 +23,23 @@ from keystep_capture.errors import DataError, NotFoundError, StateError
 from keystep_capture.recording import RecordedPacket, Recording, part_paths
 from keystep_capture.recording.export import export_mp4
 from keystep_capture.recording.pictures import VideoReader
+from keystep_capture.recording.source import ends_with_index
 from keystep_server.recorder import FOLDER
-from keystep_server.storage import Session, SessionKind, SessionState, Store
+from keystep_server.recording_health import StoredHealth, judge, kept_verdict
+from keystep_server.recording_list import (
+    FoundRecording,
+    RecordingFile,
+    RecordingFilter,
+    RecordingPage,
+    find_recordings,
+)
+from keystep_server.storage import Session, SessionState, Store
 
 EXPORTS, DELETING = "exports", "deleting"
 THUMBNAIL_WIDTH = 320
-_PAGE = 200
+_MAX_REMEMBERED = 1024
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecordingFile:
-    """A part of a recording."""
-
-    name: str
-    size_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FoundRecording:
-    """A session with what is recorded of it."""
-
-    session: Session
-    files: tuple[RecordingFile, ...]
-
-    @property
-    def is_open(self) -> bool:
-        """Whether its session is not closed, so that more may come."""
-        return self.session.state is not SessionState.CLOSED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,13 +58,11 @@ class OpenedRecording:
     Attributes:
         found: The recording.
         lanes: Its streams.
-        finished: Whether every part was ended.
         damage: What is known to be damaged, one line each.
     """
 
     found: FoundRecording
     lanes: tuple[RecordedLane, ...]
-    finished: bool
     damage: tuple[str, ...]
 
 
@@ -89,33 +75,15 @@ class Recordings:
         self._sessions = data_dir / "sessions"
         self._deleting = data_dir / DELETING
         self._exporting = threading.Lock()
+        self._epochs: dict[str, list[int]] = {}
         self.worker = ThreadPoolExecutor(1, thread_name_prefix="recordings")
         """Runs what takes long, one at a time: live sessions need the process's other threads."""
         for folder in self._deleting.iterdir() if self._deleting.is_dir() else ():
             self._finish_deleting(folder)
 
-    def page(
-        self,
-        *,
-        device_id: str | None = None,
-        kind: SessionKind | None = None,
-        limit: int = 100,
-        before: str | None = None,
-    ) -> list[FoundRecording]:
-        """Recordings newest first, at most `limit`, of sessions older than `before`."""
-        found: list[FoundRecording] = []
-        while True:
-            sessions = self._store.sessions(
-                device_id=device_id, kind=kind, limit=_PAGE, before=before
-            )
-            for session in sessions:
-                if files := self._files(session.id):
-                    found.append(FoundRecording(session=session, files=files))
-                if len(found) == limit:
-                    return found
-            if len(sessions) < _PAGE:
-                return found
-            before = sessions[-1].id
+    def page(self, wanted: RecordingFilter, *, limit: int, cursor: str | None) -> RecordingPage:
+        """A page of recordings; see `find_recordings`."""
+        return find_recordings(self._store, self._found, wanted, limit=limit, cursor=cursor)
 
     def find(self, session_id: str) -> FoundRecording:
         """A session's recording.
@@ -123,11 +91,10 @@ class Recordings:
         Raises:
             NotFoundError: There is no such session, or nothing is recorded of it.
         """
-        session = self._store.session(session_id)
-        files = self._files(session_id)
-        if not files:
+        found = self._found(self._store.session(session_id))
+        if found is None:
             raise NotFoundError(f"nothing is recorded of session {session_id}")
-        return FoundRecording(session=session, files=files)
+        return found
 
     def open(self, session_id: str) -> OpenedRecording:
         """What a recording's index says; one that is being written is read up to its end.
@@ -144,8 +111,10 @@ class Recordings:
                     RecordedLane(stream=one.stream, epoch=one.epoch, encodings=one.encodings)
                     for one in recording.lanes
                 ),
-                finished=recording.finished,
-                damage=tuple(str(damage) for damage in recording.damage[:100]),
+                damage=tuple(
+                    f"{damage.path.name}: at byte {damage.offset}: {damage.reason}"
+                    for damage in recording.damage[:100]
+                ),
             )
 
     def file(self, session_id: str, name: str) -> Path:
@@ -173,14 +142,15 @@ class Recordings:
             DataError: The recording cannot be read, or its video changes its encoding.
         """
         self._refuse_open(session_id, "its video is given out")
-        with self._exporting, Recording(self._folder(session_id)) as recording:
-            epochs = [lane.epoch for lane in recording.lanes if lane.stream == "rgb"]
+        with self._exporting:
+            epochs = self._video_epochs(session_id)
             if not epochs or (epoch is not None and epoch not in epochs):
                 raise NotFoundError(f"session {session_id} has no video" + _in_epoch(epoch, epochs))
             wanted = epochs[0] if epoch is None else epoch
             path = self._exports(session_id) / f"rgb-{wanted}.mp4"
             if not path.exists():
-                self._export(recording, path, wanted)
+                with Recording(self._folder(session_id)) as recording:
+                    self._export(recording, path, wanted)
         return path
 
     def thumbnail(self, session_id: str) -> Path:
@@ -198,6 +168,19 @@ class Recordings:
                 _write_jpeg(path, self._middle_picture(session_id))
         return path
 
+    def health(self, session_id: str) -> StoredHealth:
+        """The verdict on a recording; made once by reading all of it, then kept.
+
+        Raises:
+            NotFoundError: There is none.
+            StateError: The session is not closed.
+            DataError: No part of it can be read.
+        """
+        found = self._refuse_open(session_id, "it is judged")
+        with self._exporting:
+            folder = self._folder(session_id)
+            return judge(folder, self._exports(session_id), found.size_bytes)
+
     def delete(self, session_id: str) -> None:
         """Delete a session with all that was recorded of it and found in it; nothing is left.
 
@@ -214,18 +197,38 @@ class Recordings:
             with contextlib.suppress(FileNotFoundError):
                 folder.rename(gone)  # what is in here is deleted, even if the server is killed now
             self._store.delete_session(session_id)
+            self._epochs.pop(session_id, None)
             self._finish_deleting(gone)
         log.info("recording deleted", session=session_id)
 
     # -- own -------------------------------------------------------------------------------------
 
-    def _files(self, session_id: str) -> tuple[RecordingFile, ...]:
-        with contextlib.suppress(FileNotFoundError):  # it is being deleted
-            return tuple(
-                RecordingFile(name=path.name, size_bytes=path.stat().st_size)
-                for path in part_paths(self._folder(session_id))
+    def _found(self, session: Session) -> FoundRecording | None:
+        """What is recorded of a session; None where nothing is."""
+        paths = part_paths(self._folder(session.id))
+        is_open = session.state is not SessionState.CLOSED
+        try:
+            files = tuple(
+                RecordingFile(name=path.name, size_bytes=path.stat().st_size) for path in paths
             )
-        return ()
+            finished = not is_open and all(ends_with_index(path) for path in paths)
+        except FileNotFoundError:  # it is being deleted
+            return None
+        found = FoundRecording(session=session, files=files, finished=finished)
+        exports = self._sessions / session.id / EXPORTS
+        kept = None if is_open or not files else kept_verdict(exports, found.size_bytes)
+        return replace(found, verdict=kept.verdict if kept else None) if files else None
+
+    def _video_epochs(self, session_id: str) -> list[int]:
+        """Epochs of a closed session that have video; remembered, since players ask often."""
+        epochs = self._epochs.get(session_id)
+        if epochs is None:
+            with Recording(self._folder(session_id)) as recording:
+                epochs = [lane.epoch for lane in recording.lanes if lane.stream == "rgb"]
+            if len(self._epochs) >= _MAX_REMEMBERED:
+                self._epochs.clear()
+            self._epochs[session_id] = epochs
+        return epochs
 
     def _folder(self, session_id: str) -> Path:
         return self._sessions / session_id / FOLDER
@@ -235,9 +238,11 @@ class Recordings:
         path.mkdir(exist_ok=True)
         return path
 
-    def _refuse_open(self, session_id: str, what: str) -> None:
-        if self.find(session_id).is_open:
+    def _refuse_open(self, session_id: str, what: str) -> FoundRecording:
+        found = self.find(session_id)
+        if found.is_open:
             raise StateError(f"session {session_id} is not closed; close it before {what}")
+        return found
 
     def _export(self, recording: Recording, path: Path, epoch: int) -> None:
         unfinished = path.with_name(f"unfinished-{path.name}")

@@ -12,7 +12,6 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, StrictBool, WithJsonSchema
 
 from keystep_server.commands import CommandName
-from keystep_server.recordings import FoundRecording
 from keystep_server.sessions import DEVICE_ID_PATTERN, NAME_MAX_CHARS
 from keystep_server.storage import (
     Branch,
@@ -35,13 +34,13 @@ DeviceId = Annotated[str, Field(pattern=DEVICE_ID_PATTERN)]
 CommandId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 Name = Annotated[str, Field(min_length=1, max_length=NAME_MAX_CHARS)]
 
-_AT = "2026-03-02T09:15:04.120000Z"
-_SESSION_ID = "ses_01kx5m3v0g8q2m4t6w8y0a2c4e"
+EXAMPLE_AT = "2026-03-02T09:15:04.120000Z"
+EXAMPLE_SESSION_ID = "ses_01kx5m3v0g8q2m4t6w8y0a2c4e"
 _KEY_STEP_ID = "kst_8a3d1c0e5b7f42d69e10a4c2b6d8f013"
 _DEVICE = {
     "id": "hololens-07",
-    "first_seen_at": _AT,
-    "last_seen_at": _AT,
+    "first_seen_at": EXAMPLE_AT,
+    "last_seen_at": EXAMPLE_AT,
     "client": "keystep-hololens 0.1.0",
 }
 _NEW_SESSION = {
@@ -55,9 +54,9 @@ _NEW_SESSION = {
 }
 _SESSION = {
     **_NEW_SESSION,
-    "id": _SESSION_ID,
+    "id": EXAMPLE_SESSION_ID,
     "state": "open",
-    "created_at": _AT,
+    "created_at": EXAMPLE_AT,
     "closed_at": None,
     "epoch": 1,
     "close_reason": None,
@@ -65,7 +64,7 @@ _SESSION = {
 }
 _STEP_EVENT = {
     "id": "4f8c3c3e-64ab-5a0e-9f52-0a3a7c6f1f11",
-    "session_id": _SESSION_ID,
+    "session_id": EXAMPLE_SESSION_ID,
     "ordinal": 3,
     "step_id": 7,
     "title": "Fit the front wheel",
@@ -73,7 +72,7 @@ _STEP_EVENT = {
     "frame_idx": 1234,
     "device_time_ns": "81234567890123",
     "epoch": 1,
-    "detected_at": _AT,
+    "detected_at": EXAMPLE_AT,
     "confidence": 0.93,
     "branch": "assembly_state",
     "evidence": {"state": "11110000000"},
@@ -98,7 +97,7 @@ _KEY_STEP = {
     "source": "extracted",
     "step_id": None,
     "exemplar": {
-        "url": f"{API}/sessions/{_SESSION_ID}/key-steps/{_KEY_STEP_ID}/image",
+        "url": f"{API}/sessions/{EXAMPLE_SESSION_ID}/key-steps/{_KEY_STEP_ID}/image",
         "width": 1280,
         "height": 720,
     },
@@ -110,39 +109,20 @@ _PROCEDURE = {
     "steps": [{"step_id": 7, "title": "Fit the front wheel"}],
 }
 _STATS = {
-    "session_id": _SESSION_ID,
+    "session_id": EXAMPLE_SESSION_ID,
     "state": "open",
     "epoch": 1,
     "stats": {"live": True, "streams": {"rgb": {"packets": 5400, "lost": 3}}},
 }
+_RECORD = {"on": True}
 _COMMAND = {"command": "done", "command_id": "c0ffee01"}
 _STRETCH = {"count": 2, "newest_ms": [14.2, 13.9]}
-_LATENCIES = {"session_id": _SESSION_ID, "stretches": {"arrival_to_written": _STRETCH}}
-_RECORDING = {
-    "session_id": _SESSION_ID,
-    "device_id": "hololens-07",
-    "kind": "expert",
-    "task": "assemble the toy bike",
-    "procedure": None,
-    "created_at": _AT,
-    "closed_at": _AT,
-    "size_bytes": 1048576,
-    "files": [
-        {
-            "name": "part-000.mcap",
-            "size_bytes": 1048576,
-            "url": f"{API}/recordings/{_SESSION_ID}/files/part-000.mcap",
-        }
-    ],
-    "video_url": f"{API}/recordings/{_SESSION_ID}/video",
-    "thumbnail_url": f"{API}/recordings/{_SESSION_ID}/thumbnail",
-}
-_RECORDED_STREAM = {"stream": "rgb", "epoch": 1, "encodings": ["h264"]}
-_RECORDING_INDEX = {"streams": [_RECORDED_STREAM], "finished": True, "damage": []}
+_LATENCIES = {"session_id": EXAMPLE_SESSION_ID, "stretches": {"arrival_to_written": _STRETCH}}
 _CHECK = {"name": "database", "ok": True, "detail": "answers"}
 
 
-def _config(example: Mapping[str, Any]) -> ConfigDict:
+def config_of(example: Mapping[str, Any]) -> ConfigDict:
+    """The configuration of a schema with an example of it."""
     return ConfigDict(
         extra="forbid", from_attributes=True, json_schema_extra={"examples": [dict(example)]}
     )
@@ -151,7 +131,7 @@ def _config(example: Mapping[str, Any]) -> ConfigDict:
 class DeviceOut(BaseModel):
     """One headset that was seen."""
 
-    model_config = _config(_DEVICE)
+    model_config = config_of(_DEVICE)
 
     id: str
     first_seen_at: datetime
@@ -162,7 +142,7 @@ class DeviceOut(BaseModel):
 class DeviceList(BaseModel):
     """A page of devices, by id."""
 
-    model_config = _config({"devices": [_DEVICE], "next_cursor": None})
+    model_config = config_of({"devices": [_DEVICE], "next_cursor": None})
 
     devices: list[DeviceOut]
     next_cursor: str | None = Field(description="`cursor` of the next page; null: the last one")
@@ -171,7 +151,7 @@ class DeviceList(BaseModel):
 class SessionIn(BaseModel):
     """A session to open."""
 
-    model_config = _config(_NEW_SESSION)
+    model_config = config_of(_NEW_SESSION)
 
     device_id: DeviceId
     kind: SessionKind
@@ -192,10 +172,27 @@ class SessionIn(BaseModel):
     )
 
 
+class RecordIn(BaseModel):
+    """Whether a session is to be recorded from now on."""
+
+    model_config = config_of(_RECORD)
+
+    on: StrictBool
+
+
+class RecordOut(BaseModel):
+    """Whether a session is recorded."""
+
+    model_config = config_of({"session_id": EXAMPLE_SESSION_ID, **_RECORD})
+
+    session_id: str
+    on: bool = Field(description="every stream is recorded, not only the video")
+
+
 class SessionOut(BaseModel):
     """One wearer doing one task on one device."""
 
-    model_config = _config(_SESSION)
+    model_config = config_of(_SESSION)
 
     id: str
     device_id: str
@@ -216,7 +213,7 @@ class SessionOut(BaseModel):
 class SessionList(BaseModel):
     """A page of sessions, newest first."""
 
-    model_config = _config({"sessions": [_SESSION], "next_cursor": None})
+    model_config = config_of({"sessions": [_SESSION], "next_cursor": None})
 
     sessions: list[SessionOut]
     next_cursor: str | None = Field(description="`cursor` of the next page; null: the last one")
@@ -228,7 +225,7 @@ class StepEventOut(BaseModel):
     A retracted event comes again with the same `id`, `retracted` true and a new `ordinal`.
     """
 
-    model_config = _config(_STEP_EVENT)
+    model_config = config_of(_STEP_EVENT)
 
     id: str
     session_id: str
@@ -256,7 +253,7 @@ class StepEventOut(BaseModel):
 class StepEventList(BaseModel):
     """Step events in the order of their ordinals."""
 
-    model_config = _config({"events": [_STEP_EVENT], "next_after": None})
+    model_config = config_of({"events": [_STEP_EVENT], "next_after": None})
 
     events: list[StepEventOut]
     next_after: int | None = Field(description="`after` of the next page; null: no more for now")
@@ -265,7 +262,7 @@ class StepEventList(BaseModel):
 class ExemplarOut(BaseModel):
     """The picture that stands for a key step."""
 
-    model_config = _config(_KEY_STEP["exemplar"])  # type: ignore[arg-type]
+    model_config = config_of(_KEY_STEP["exemplar"])  # type: ignore[arg-type]
 
     url: str = Field(description="JPEG; `?width=320` for a smaller one")
     width: int
@@ -278,7 +275,7 @@ class KeyStepOut(BaseModel):
     `*_s` are seconds since the session's first packet.
     """
 
-    model_config = _config(_KEY_STEP)
+    model_config = config_of(_KEY_STEP)
 
     id: str
     position: int
@@ -314,7 +311,7 @@ class KeyStepOut(BaseModel):
 class KeyStepList(BaseModel):
     """All key steps of a session, in order."""
 
-    model_config = _config({"key_steps": [_KEY_STEP]})
+    model_config = config_of({"key_steps": [_KEY_STEP]})
 
     key_steps: list[KeyStepOut]
 
@@ -322,7 +319,7 @@ class KeyStepList(BaseModel):
 class StatsOut(BaseModel):
     """What a session's streams and models have done."""
 
-    model_config = _config(_STATS)
+    model_config = config_of(_STATS)
 
     session_id: str
     state: SessionState
@@ -335,7 +332,7 @@ class StatsOut(BaseModel):
 class CommandIn(BaseModel):
     """Something the wearer could say."""
 
-    model_config = _config(_COMMAND)
+    model_config = config_of(_COMMAND)
 
     command: CommandName
     command_id: CommandId | None = Field(None, description="the same id again does nothing more")
@@ -344,7 +341,7 @@ class CommandIn(BaseModel):
 class CommandOut(BaseModel):
     """What became of a command."""
 
-    model_config = _config({**_COMMAND, "accepted": True, "text": "Done: Fit the front wheel."})
+    model_config = config_of({**_COMMAND, "accepted": True, "text": "Done: Fit the front wheel."})
 
     command: CommandName
     command_id: str
@@ -355,7 +352,7 @@ class CommandOut(BaseModel):
 class StretchOut(BaseModel):
     """Latencies of one stretch of the way, ms."""
 
-    model_config = _config(_STRETCH)
+    model_config = config_of(_STRETCH)
 
     count: int = Field(description="how many there were since this server took up the session")
     newest_ms: list[float] = Field(description="the newest 4096, oldest first")
@@ -364,98 +361,16 @@ class StretchOut(BaseModel):
 class LatenciesOut(BaseModel):
     """A live session's newest latencies by stretch; none where it is not live."""
 
-    model_config = _config(_LATENCIES)
+    model_config = config_of(_LATENCIES)
 
     session_id: str
     stretches: dict[str, StretchOut]
 
 
-class RecordingFileOut(BaseModel):
-    """A part of a recording."""
-
-    model_config = _config(_RECORDING["files"][0])  # type: ignore[index,arg-type]
-
-    name: str
-    size_bytes: int
-    url: str = Field(description="the MCAP file; takes ranges")
-
-
-class RecordingOut(BaseModel):
-    """What is recorded of a session."""
-
-    model_config = _config(_RECORDING)
-
-    session_id: str
-    device_id: str
-    kind: SessionKind
-    task: str | None
-    procedure: str | None
-    created_at: datetime
-    closed_at: datetime | None = Field(description="null: more may come")
-    size_bytes: int
-    files: list[RecordingFileOut]
-    video_url: str = Field(description="MP4, once the session is closed; `?epoch=` for a later one")
-    thumbnail_url: str = Field(description="JPEG, once the session is closed")
-
-    @classmethod
-    def of(cls, found: FoundRecording) -> RecordingOut:
-        """The recording as REST gives it."""
-        session = found.session
-        url = f"{API}/recordings/{session.id}"
-        files = [
-            RecordingFileOut(
-                name=one.name, size_bytes=one.size_bytes, url=f"{url}/files/{one.name}"
-            )
-            for one in found.files
-        ]
-        return cls(
-            session_id=session.id,
-            device_id=session.device_id,
-            kind=session.kind,
-            task=session.task,
-            procedure=session.procedure,
-            created_at=session.created_at,
-            closed_at=session.closed_at,
-            size_bytes=sum(one.size_bytes for one in found.files),
-            files=files,
-            video_url=f"{url}/video",
-            thumbnail_url=f"{url}/thumbnail",
-        )
-
-
-class RecordingList(BaseModel):
-    """A page of recordings, newest session first."""
-
-    model_config = _config({"recordings": [_RECORDING], "next_cursor": None})
-
-    recordings: list[RecordingOut]
-    next_cursor: str | None = Field(description="`cursor` of the next page; null: the last one")
-
-
-class RecordedStreamOut(BaseModel):
-    """A stream of one epoch in a recording."""
-
-    model_config = _config(_RECORDED_STREAM)
-
-    stream: str
-    epoch: int
-    encodings: list[str]
-
-
-class RecordingDetailOut(RecordingOut):
-    """A recording with what its index says."""
-
-    model_config = _config({**_RECORDING, **_RECORDING_INDEX})
-
-    streams: list[RecordedStreamOut]
-    finished: bool = Field(description="every part was ended; else it can be repaired")
-    damage: list[str] = Field(description="what cannot be read, with file and byte")
-
-
 class ProcedureStepOut(BaseModel):
     """One step of a procedure."""
 
-    model_config = _config(_PROCEDURE["steps"][0])  # type: ignore[arg-type]
+    model_config = config_of(_PROCEDURE["steps"][0])  # type: ignore[arg-type]
 
     step_id: int
     title: str
@@ -464,7 +379,7 @@ class ProcedureStepOut(BaseModel):
 class ProcedureOut(BaseModel):
     """A procedure that sessions can be guided through."""
 
-    model_config = _config(_PROCEDURE)
+    model_config = config_of(_PROCEDURE)
 
     name: str
     title: str
@@ -474,7 +389,7 @@ class ProcedureOut(BaseModel):
 class ProcedureList(BaseModel):
     """All procedures."""
 
-    model_config = _config({"procedures": [_PROCEDURE]})
+    model_config = config_of({"procedures": [_PROCEDURE]})
 
     procedures: list[ProcedureOut]
 
@@ -482,7 +397,7 @@ class ProcedureList(BaseModel):
 class HealthOut(BaseModel):
     """The process answers."""
 
-    model_config = _config({"status": "alive"})
+    model_config = config_of({"status": "alive"})
 
     status: str
 
@@ -490,7 +405,7 @@ class HealthOut(BaseModel):
 class CheckOut(BaseModel):
     """One thing the server needs before it can work."""
 
-    model_config = _config(_CHECK)
+    model_config = config_of(_CHECK)
 
     name: str
     ok: bool
@@ -500,7 +415,7 @@ class CheckOut(BaseModel):
 class ReadinessOut(BaseModel):
     """Whether the server can work, and what is missing."""
 
-    model_config = _config({"ready": True, "checks": [_CHECK]})
+    model_config = config_of({"ready": True, "checks": [_CHECK]})
 
     ready: bool
     checks: list[CheckOut]
@@ -509,12 +424,12 @@ class ReadinessOut(BaseModel):
 class ProblemOut(BaseModel):
     """An error, as RFC 9457 has it."""
 
-    model_config = _config(
+    model_config = config_of(
         {
             "type": "about:blank",
             "title": "Not Found",
             "status": 404,
-            "detail": f"there is no session {_SESSION_ID}",
+            "detail": f"there is no session {EXAMPLE_SESSION_ID}",
         }
     )
 

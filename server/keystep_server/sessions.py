@@ -80,8 +80,8 @@ class SessionHooks:
         choose_method: Given a procedure and the method asked for (None: none in particular), the
             name of the one to recognise steps by; raises ConfigError where that cannot be.
         latencies_of: JSON-ready newest latencies of a live session; empty for another.
-        ask_to_record: Told whether a session that was just opened is to be recorded, where that
-            was said.
+        ask_to_record: Told whether a session that is not closed is to be recorded, where that was
+            said.
     """
 
     on_close: Callable[[str], Awaitable[None]]
@@ -245,9 +245,23 @@ class SessionRegistry:
             state=state,
             device_id=device_id,
             limit=limit + 1,
-            before=cursor,
+            beyond=cursor,
         )
         return found[:limit], found[limit - 1].id if len(found) > limit else None
+
+    async def set_recording(self, session_id: str, on: bool) -> bool:
+        """Record all of a session from now on, or no longer; which of the two.
+
+        Raises:
+            NotFoundError: There is no such session.
+            StateError: It is closed or being closed, or the disk does not take it.
+        """
+        self._refuse_closing(session_id)
+        session = await self.get(session_id)
+        if session.state is SessionState.CLOSED:
+            raise StateError(f"session {session_id} is closed; open a new one")
+        await self._hooks.ask_to_record(session_id, on)
+        return on
 
     async def begin_epoch(self, session_id: str) -> int:
         """Count a restart of the bridge or headset; the epoch that its packets carry from now.

@@ -111,6 +111,30 @@ async def test_recording_begins_and_ends_on_request(live: Any, coffee: Any, tmp_
     assert times == [packet["device_time_ns"] for packet in packets[30:60]]
 
 
+async def test_a_session_is_recorded_on_request_before_its_headset_comes(
+    live: Any, tmp_path: Path
+) -> None:
+    body = {"device_id": "hl2", "kind": "guided", "replay": True}
+    session = (await live.rest.post("/api/v1/sessions", json=body)).json()["id"]
+    url = f"/api/v1/sessions/{session}/recording"
+    answer = await live.rest.put(url, json={"on": True})
+    assert (answer.status_code, answer.json()) == (200, {"session_id": session, "on": True})
+    sender = await live.join("hl2", "head", replay=True)
+    packets = sensors(60)["head"]
+    await live.send(sender, "head", packets[:30])
+    await live.worked_off(sender, "head", 30)
+    for _ in range(2):
+        assert (await live.rest.put(url, json={"on": False})).status_code == 200
+    await live.send(sender, "head", packets[30:])
+    await sender.finish(close=True)
+    with Recording(tmp_path / "sessions" / session / "recording") as recording:
+        events = [entry.note.event for entry in recording.notes("session")]  # type: ignore[union-attr]
+        assert len(list(recording.packets())) == 30
+    assert events.count("recording stopped") == 1
+    assert (await live.rest.put(url, json={"on": True})).status_code == 409
+    assert (await live.rest.put(url, json={"on": 1})).status_code == 422
+
+
 class StoppedDisk:
     """Lets no recording be written until it is told to."""
 

@@ -10,6 +10,7 @@ import av
 import pytest
 
 from keystep_capture.recording import Recording
+from keystep_capture.samples import find_sample, load_detection_rows
 
 API = "/api/v1"
 PROBLEM = "application/problem+json"
@@ -49,6 +50,109 @@ async def test_recordings_are_listed_newest_first_paged_and_filtered(
     assert first["next_cursor"] == made[1]
     assert await listed(f"limit=2&cursor={first['next_cursor']}") == [made[0]]
     assert (await live.rest.get(f"{API}/recordings?devcie=a")).status_code == 422
+
+
+async def listed(live: Any, query: str) -> list[str]:
+    page = await live.get(f"/recordings?{query}")
+    return [one["session_id"] for one in page["recordings"]]
+
+
+async def test_recordings_are_filtered_by_task_session_time_and_state(
+    live: Any, coffee: Any
+) -> None:
+    first = await record(live, "a", coffee, task="bike")
+    second = await record(live, "b", coffee, task="cart")
+    third = await record(live, "c", coffee, task="bike", closed=False)
+    assert await listed(live, "task=bike") == [third, first]
+    assert await listed(live, f"session={second}") == [second]
+    assert await listed(live, f"session={second}&task=bike") == []
+    begun = {one: (await live.get(f"/sessions/{one}"))["created_at"] for one in (first, second)}
+    assert await listed(live, f"from={begun[second]}") == [third, second]
+    assert await listed(live, f"to={begun[second]}") == [first]
+    assert await listed(live, f"from={begun[first]}&to={begun[second]}") == [first]
+    assert await listed(live, "finished=true") == [second, first]
+    assert await listed(live, "finished=false") == [third]
+    part = live.server.ingest._parts.data_dir / "sessions" / first / "recording" / "part-000.mcap"
+    part.write_bytes(part.read_bytes()[:-20])
+    assert await listed(live, "finished=true") == [second]
+
+
+async def test_recordings_are_listed_in_other_orders_page_by_page(live: Any, coffee: Any) -> None:
+    made = [await record(live, "a", coffee[:size]) for size in (20, 40, 10, 30)]
+    by_size = [made[1], made[3], made[0], made[2]]
+    for sort, expected in (("oldest", made), ("newest", made[::-1]), ("largest", by_size)):
+        assert await listed(live, f"sort={sort}") == expected
+        found, query = [], f"sort={sort}&limit=3"
+        while query:
+            page = await live.get(f"/recordings?{query}")
+            found += [one["session_id"] for one in page["recordings"]]
+            cursor = page["next_cursor"]
+            query = f"sort={sort}&limit=3&cursor={cursor}" if cursor else ""
+        assert found == expected
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "from=yesterday",
+        "from=2026-03-02T09:15:00",  # of which zone?
+        "from=2026-03-03T00:00:00Z&to=2026-03-02T00:00:00Z",
+        "task=",
+        "kind=novice",
+        "finished=perhaps",
+        "health=splendid",
+        "sort=prettiest",
+        "session=ses_1",
+        "limit=0",
+        "cursor=3",
+        "sort=largest&cursor=ses_01kx5m3v0g8q2m4t6w8y0a2c4e",
+        "sort=oldest&cursor=5.ses_01kx5m3v0g8q2m4t6w8y0a2c4e",
+        "begun_from=2026-03-03T00:00:00Z",
+    ],
+)
+async def test_a_filter_that_is_none_is_a_problem(rig: Any, query: str) -> None:
+    async with rig.client() as client:
+        answer = await client.get(f"{API}/recordings?{query}")
+    assert (answer.status_code, answer.headers["content-type"]) == (422, PROBLEM)
+    assert answer.json()["detail"]
+
+
+async def test_what_the_client_has_is_not_sent_again(live: Any, coffee: Any) -> None:
+    session = await record(live, "a", coffee)
+    base = f"{API}/recordings"
+    part = f"{base}/{session}/files/part-000.mcap"
+    tags = {}
+    for path in (base, f"{base}/{session}", part, f"{base}/{session}/thumbnail"):
+        tag = tags[path] = (await live.rest.get(path)).headers["etag"]
+        again = await live.rest.get(path, headers={"If-None-Match": f'"x", {tag}'})
+        assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
+        other = await live.rest.get(path, headers={"If-None-Match": '"x"'})
+        assert (other.status_code, other.headers["etag"]) == (200, tag)
+    for tag, status in ((tags[part], 206), ('"x"', 200)):
+        answer = await live.rest.get(part, headers={"Range": "bytes=0-9", "If-Range": tag})
+        assert answer.status_code == status
+    await record(live, "b", coffee)
+    changed = await live.rest.get(base, headers={"If-None-Match": tags[base]})
+    assert changed.status_code == 200
+
+
+async def test_a_recording_is_judged_once_and_found_by_its_verdict(live: Any, coffee: Any) -> None:
+    session, other = await record(live, "a", coffee), await record(live, "b", coffee)
+    assert await listed(live, "health=unknown") == [other, session]
+    found = await live.get(f"/recordings/{session}/health")
+    assert found["verdict"] in ("good", "usable")
+    (rgb,) = [one for one in found["streams"] if one["stream"] == "rgb"]
+    assert (rgb["packets"], rgb["lost"]) == (40, 0)
+    assert (await live.get(f"/recordings/{session}"))["health"] == found["verdict"]
+    assert await listed(live, f"health={found['verdict']}") == [session]
+    assert await listed(live, "health=unknown") == [other]
+    assert await live.get(f"/recordings/{session}/health") == found
+    data_dir = live.server.ingest._parts.data_dir
+    part = data_dir / "sessions" / session / "recording" / "part-000.mcap"
+    part.write_bytes(part.read_bytes()[:-20])
+    worse = await live.get(f"/recordings/{session}/health")
+    assert any("was not closed" in reason for reason in worse["reasons"])
+    assert str(data_dir) not in str(worse)
 
 
 async def test_a_recording_is_opened_and_its_files_come_whole_or_in_ranges(
@@ -99,19 +203,54 @@ async def test_the_video_is_the_recorded_one_and_has_a_thumbnail(live: Any, coff
     assert (absent.status_code, absent.headers["content-type"]) == (404, PROBLEM)
 
 
-async def test_deletion_leaves_no_trace(live: Any, coffee: Any) -> None:
-    session = await record(live, "a", coffee)
-    await live.rest.get(f"{API}/recordings/{session}/video")
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+async def test_deletion_leaves_no_trace(live: Any, tools: Any, coffee: Any) -> None:
     data_dir = live.server.ingest._parts.data_dir
-    assert (data_dir / "sessions" / session).is_dir()
+    other = await record(live, "other", coffee)
+    before = contents(data_dir)
+    sender = await live.join(
+        "a",
+        "rgb",
+        "detections",
+        kind="expert",
+        replay=True,
+        task="a-secret-task",
+        procedure="industreal-assy",
+        method="b3",
+    )
+    session = str(sender.session)
+    sample = find_sample("industreal-03")
+    rows = list(load_detection_rows(sample.detections_path))[690:800]
+    await live.send(sender, "rgb", coffee)
+    await live.send(sender, "detections", tools.detection_packets(rows))
+    await sender.finish(close=True)
+    for path in ("video", "thumbnail", "health"):
+        answer = await live.rest.get(f"{API}/recordings/{session}/{path}")
+        assert answer.status_code == 200
+    assert (await live.get(f"/sessions/{session}/events"))["events"]
+    steps = (await live.get(f"/sessions/{session}/key-steps"))["key_steps"]
+    assert {step["source"] for step in steps} == {"extracted", "procedure"}
+    made = contents(data_dir).keys() - before.keys()
+    assert {Path(name).suffix for name in made} >= {".mcap", ".jpg", ".mp4", ".json", ".rows"}
     answer = await live.rest.delete(f"{API}/recordings/{session}")
     assert answer.status_code == 204
-    left = [path for path in data_dir.rglob("*") if session in str(path)]
-    assert left == []
+    after = contents(data_dir)
+    assert after.keys() == before.keys()
+    assert not list((data_dir / "sessions").glob(f"{session}*"))
+    for name, content in after.items():
+        for trace in (session, "a-secret-task", *(step["id"] for step in steps)):
+            assert trace.encode() not in content, (name, trace)
     for path in (f"recordings/{session}", f"sessions/{session}", f"sessions/{session}/events"):
         gone = await live.rest.get(f"{API}/{path}")
         assert (gone.status_code, gone.headers["content-type"]) == (404, PROBLEM)
-    assert (await live.get("/recordings"))["recordings"] == []
+    assert await listed(live, "") == [other]
     assert (await live.rest.delete(f"{API}/recordings/{session}")).status_code == 404
 
 
@@ -119,9 +258,14 @@ async def test_what_is_still_being_recorded_is_not_exported_and_not_deleted(
     live: Any, coffee: Any
 ) -> None:
     session = await record(live, "a", coffee, closed=False)
-    for method, path in (("GET", "/video"), ("GET", "/thumbnail"), ("DELETE", "")):
+    asked = (("GET", "/video"), ("GET", "/thumbnail"), ("GET", "/health"), ("DELETE", ""))
+    for method, path in asked:
         answer = await live.rest.request(method, f"{API}/recordings/{session}{path}")
         assert (answer.status_code, answer.headers["content-type"]) == (409, PROBLEM), path
+        assert "close it" in answer.json()["detail"]
+    say = await live.rest.post(f"{API}/sessions/{session}/commands", json={"command": "pause"})
+    assert say.status_code == 200
+    assert (await live.rest.delete(f"{API}/recordings/{session}")).status_code == 409
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def test_sessions_are_listed_newest_first_by_pages_and_filters(store: Store) -> 
     store.close_session(made[1], NOW, "done")
     newest = [s.id for s in store.sessions(limit=2)]
     assert newest == [made[4], made[3]]
-    assert [s.id for s in store.sessions(before=newest[-1])] == [made[2], made[1], made[0]]
+    assert [s.id for s in store.sessions(beyond=newest[-1])] == [made[2], made[1], made[0]]
     assert [s.id for s in store.sessions(state=SessionState.CLOSED)] == [made[1]]
     assert [s.id for s in store.sessions(device_id="d2")] == [made[2]]
     assert store.unclosed_session_count() == 4

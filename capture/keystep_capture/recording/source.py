@@ -438,6 +438,21 @@ class McapSource:
         return DamagedError(Damage(path=self.path, offset=offset, reason=reason))
 
 
+def ends_with_index(path: Path) -> bool:
+    """Whether a file's end is that of an MCAP file that was closed; nothing else is looked at.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with path.open("rb", buffering=0) as file:
+        tail_bytes = _FOOTER.size + _MAGIC_BYTES
+        if file.seek(0, io.SEEK_END) < _MAGIC_BYTES + tail_bytes:
+            return False
+        file.seek(-tail_bytes, io.SEEK_END)
+        tail = file.read(tail_bytes)
+    return tail[0] == Opcode.FOOTER and tail.endswith(MCAP0_MAGIC)
+
+
 def _unpack_lz4(data: bytes, size: int) -> bytes:
     return bytes(lz4.frame.LZ4FrameDecompressor().decompress(data, max_length=size + 1))
 

@@ -12,6 +12,7 @@ import numpy as np
 from fastapi import APIRouter, Header, Path, Query, Response
 
 from keystep_capture.errors import NotFoundError
+from keystep_server.entity_tags import matches
 from keystep_server.routes.deps import Deps, SessionId, problems
 from keystep_server.schemas import API, KeyStepList, KeyStepOut, ProcedureList, ProcedureOut
 
@@ -55,7 +56,7 @@ async def get_image(
     content = await asyncio.to_thread(_read_inside, deps.config.data_dir, key_step.exemplar_path)
     tag = f'"{hashlib.sha256(content).hexdigest()[:32]}-{width or "full"}"'
     headers = {"ETag": tag, "Cache-Control": _CACHE_CONTROL}
-    if if_none_match is not None and _matches(if_none_match, tag):
+    if matches(if_none_match, tag):
         return Response(status_code=304, headers=headers)
     jpeg = await asyncio.to_thread(_to_jpeg, content, width)
     return Response(jpeg, media_type="image/jpeg", headers=headers)
@@ -66,11 +67,6 @@ async def list_procedures(deps: Deps) -> ProcedureList:
     """The procedures that sessions can be guided through."""
     found = await asyncio.to_thread(deps.procedures)
     return ProcedureList(procedures=[ProcedureOut.model_validate(item) for item in found])
-
-
-def _matches(if_none_match: str, tag: str) -> bool:
-    given = {part.strip().removeprefix("W/") for part in if_none_match.split(",")}
-    return "*" in given or tag in given
 
 
 def _read_inside(data_dir: FilePath, relative: str) -> bytes:

@@ -13,6 +13,8 @@ from keystep_server.schemas import (
     DeviceList,
     DeviceOut,
     LatenciesOut,
+    RecordIn,
+    RecordOut,
     SessionIn,
     SessionList,
     SessionOut,
@@ -94,6 +96,18 @@ async def close_session(deps: Deps, session_id: SessionId) -> SessionOut:
     Closing a closed session changes nothing.
     """
     return SessionOut.model_validate(await deps.registry.close(session_id, "closed over REST"))
+
+
+@router.put(
+    "/sessions/{session_id}/recording",
+    responses=problems(
+        s404="there is no such session", s409="it is closed, or the disk does not take it"
+    ),
+)
+async def set_recording(deps: Deps, session_id: SessionId, body: RecordIn) -> RecordOut:
+    """Record every stream of a session from now on, or no longer; its headset need not be there."""
+    on = await deps.registry.set_recording(session_id, body.on)
+    return RecordOut(session_id=session_id, on=on)
 
 
 @router.get("/sessions/{session_id}/stats", responses=problems(s404="there is no such session"))

@@ -69,6 +69,7 @@ def _tune_sqlite(engine: Engine) -> None:
             "journal_mode = WAL",
             "synchronous = FULL",  # committed means on disk, also when the power goes
             "foreign_keys = ON",
+            "secure_delete = ON",  # what was deleted is overwritten
         ):
             connection.execute(f"PRAGMA {pragma}")
 

@@ -143,19 +143,37 @@ class Store:
         state: SessionState | None = None,
         device_id: str | None = None,
         kind: SessionKind | None = None,
+        session_id: str | None = None,
+        task: str | None = None,
+        created_from: datetime | None = None,
+        created_before: datetime | None = None,
+        oldest_first: bool = False,
         limit: int = 100,
-        before: str | None = None,
+        beyond: str | None = None,
     ) -> list[Session]:
-        """Sessions newest first, at most `limit`, those older than the session `before`."""
-        query = select(SessionRow).order_by(SessionRow.id.desc()).limit(limit)
+        """Sessions newest (or oldest) first, at most `limit`, those after `beyond` in that order.
+
+        Times are timezone-aware; the one a session was opened at stands in its id, too.
+        """
+        order = SessionRow.id if oldest_first else SessionRow.id.desc()
+        query = select(SessionRow).order_by(order).limit(limit)
+        if session_id is not None:
+            query = query.where(SessionRow.id == session_id)
+        if task is not None:
+            query = query.where(SessionRow.task == task)
+        if created_from is not None:
+            query = query.where(SessionRow.created_at >= created_from)
+        if created_before is not None:
+            query = query.where(SessionRow.created_at < created_before)
         if state is not None:
             query = query.where(SessionRow.state == state)
         if device_id is not None:
             query = query.where(SessionRow.device_id == device_id)
         if kind is not None:
             query = query.where(SessionRow.kind == kind)
-        if before is not None:
-            query = query.where(SessionRow.id < before)
+        if beyond is not None:
+            past = SessionRow.id > beyond if oldest_first else SessionRow.id < beyond
+            query = query.where(past)
         with OrmSession(self._engine) as orm:
             return [to_session(row) for row in orm.scalars(query)]
 
@@ -205,7 +223,7 @@ class Store:
             return to_session(row)
 
     def delete_session(self, session_id: str) -> None:
-        """Delete a closed session with its step events and key steps.
+        """Delete a closed session with its step events and key steps; SQLite overwrites them.
 
         Raises:
             NotFoundError: There is no such session.
@@ -218,6 +236,22 @@ class Store:
             orm.execute(delete(StepEventRow).where(StepEventRow.session_id == session_id))
             orm.execute(delete(KeyStepRow).where(KeyStepRow.session_id == session_id))
             orm.delete(row)
+        self._empty_log()
+
+    def _empty_log(self) -> None:
+        """Bring SQLite's log into the database, so that nothing deleted stands in it any more.
+
+        Where somebody reads at this moment, the next deletion or the server's end does it.
+        """
+        if self._engine.dialect.name != "sqlite":
+            return
+        connection = self._engine.raw_connection()
+        try:
+            cursor = connection.cursor()
+            cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            cursor.close()
+        finally:
+            connection.close()
 
     # Step events
 
