@@ -12,6 +12,7 @@ KeystepError
 ├── DataError          a file of a data set, procedure or recording is not as documented
 ├── NotFoundError      a session, device or key step that does not exist
 └── StateError         what was asked cannot be done in this state (a closed session, say)
+    └── NoAnswerError      a server that should be there does not answer, or not now
 
 Messages say what was expected, what came and, where something can be done, what to do.
 """
@@ -70,3 +71,7 @@ class NotFoundError(KeystepError, LookupError):
 
 class StateError(KeystepError, RuntimeError):
     """What was asked cannot be done in the present state."""
+
+
+class NoAnswerError(StateError):
+    """A server does not answer, or cannot at this moment; asking again may help."""

@@ -1,4 +1,4 @@
-"""`keystep serve`, `demo`, `doctor` and `bench`; `device` and `token` are in access_commands.py.
+"""`keystep serve`, `demo`, `doctor` and `bench`; other commands have modules of their own.
 
 What the commands need is imported when they run: every `keystep` command loads this module.
 """
@@ -17,6 +17,7 @@ from keystep_server.access_commands import device, token
 from keystep_server.demo_command import demo
 from keystep_server.doctor.command import doctor
 from keystep_server.load.command import load
+from keystep_server.record_command import record
 
 if TYPE_CHECKING:
     from keystep_server.config import ServerConfig
@@ -28,6 +29,7 @@ def register(app: typer.Typer) -> None:
     app.command("demo")(demo)
     app.add_typer(device, name="device")
     app.add_typer(token, name="token")
+    app.add_typer(record, name="record")
     app.command("doctor")(doctor)
     bench = typer.Typer(help="Measure a server.", no_args_is_help=True)
     bench.callback()(_bench)

@@ -344,9 +344,9 @@ class ServerProcess:
         self.rest = ""
         self._process: asyncio.subprocess.Process | None = None
 
-    async def start(self) -> None:
+    async def start(self, rest_port: str = "0") -> None:
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "keystep_capture.cli", "serve", "--rest-port", "0"),
+            *(sys.executable, "-m", "keystep_capture.cli", "serve", "--rest-port", rest_port),
             *("--data-dir", str(self.folder), "--publish-bind", "tcp://127.0.0.1:*"),
             *("--wire-bind", self.wire),
             stdout=asyncio.subprocess.PIPE,
