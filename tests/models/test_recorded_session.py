@@ -121,3 +121,37 @@ def test_a_recording_that_was_cut_off_is_used_as_far_as_it_goes(tmp_path: Path) 
 def test_a_folder_that_is_no_recording_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="expected a recording"):
         open_recording(tmp_path)
+
+
+def test_pictures_and_times_that_make_no_sense_give_an_error_or_few_frames(tmp_path: Path) -> None:
+    noise = np.random.default_rng(1).bytes(2000)
+    fields = {"keyframe": True, "width": 320, "height": 240}
+    contents = {
+        "noise": [(header("rgb", n, START_NS + n, **fields), noise) for n in range(20)],
+        "jumps": [
+            (header("head", n, time_ns), np.eye(4, dtype="<f4").tobytes())
+            for n, time_ns in enumerate([2**62 - 9, 0, 5, 2**61])
+        ],
+        "empty hands": [(header("hands", n, n, valid=0), b"") for n in range(50)],
+    }
+    for name, packets in contents.items():
+        path, frame_count, said = record(tmp_path / name, packets), 0, ""
+        try:
+            found = extract_features(open_recording(path), CUES, tmp_path / f"out {name}")
+            frame_count = found.frame_count
+        except DataError as error:
+            said = str(error)
+        assert (frame_count > 0) != bool(said), name
+        assert "\n" not in said
+        assert frame_count < 1000  # what is between two times is not filled up
+
+
+def test_a_recording_of_hostile_bytes_is_refused_in_a_line(tmp_path: Path) -> None:
+    path = record(tmp_path / "session", sensors(60))
+    [part] = path.iterdir()
+    whole = part.read_bytes()
+    for content in (b"", b"\x89MCAP0\r\n", b"RIFF" * 99, whole[:8] + b"\x06" + b"\xff" * 999):
+        part.write_bytes(content)
+        with pytest.raises(DataError) as caught:
+            extract_features(open_recording(path), CUES, tmp_path / "features")
+        assert "\n" not in str(caught.value)

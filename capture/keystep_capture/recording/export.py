@@ -11,7 +11,8 @@ import csv
 import io
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, TextIO
@@ -22,7 +23,7 @@ import msgspec
 import numpy as np
 from av.container import InputContainer
 
-from keystep_capture.errors import ConfigError, DataError
+from keystep_capture.errors import ConfigError, DataError, VideoError
 from keystep_capture.recording.entries import RecordedPacket
 from keystep_capture.recording.reader import Recording
 from keystep_capture.streams import STREAMS
@@ -60,16 +61,47 @@ def export_mp4(
         raise DataError(f"{recording.path}: has no decodable video of {stream!r}")
     times: list[int] = []
     sequences: list[int] = []
+    with _removed_on_error(path, sidecar):
+        try:
+            _mux(path, itertools.chain((first,), packets), first, times, sequences)
+        except DataError:
+            raise
+        except (av.error.FFmpegError, ValueError) as error:
+            raise DataError(
+                f"{recording.path}: the video of {stream!r} cannot be put into an MP4: "
+                f"{_reason(error)}"
+            ) from None
+        about = {
+            "session": recording.info.session,
+            "stream": stream,
+            "epoch": first.header.epoch,
+            "encoding": first.header.encoding,
+            "device_times_ns": times,
+            "sequences": sequences,
+        }
+        sidecar.write_text(json.dumps(about), encoding="utf-8")
+    return len(times)
+
+
+def _mux(
+    path: Path,
+    packets: Iterable[RecordedPacket],
+    first: RecordedPacket,
+    times: list[int],
+    sequences: list[int],
+) -> None:
+    """Write pictures as they are; what was written stands in `times` and `sequences`."""
+    options = {"video_track_timescale": str(_TIMESCALE)}
     with (
         _template(first) as template,
-        av.open(
-            str(path), "w", format="mp4", options={"video_track_timescale": str(_TIMESCALE)}
-        ) as out,
+        av.open(str(path), "w", format="mp4", options=options) as out,
     ):
+        if not template.streams.video or not template.streams.video[0].width:
+            raise VideoError("its first picture says no size")
         track = out.add_stream_from_template(template.streams.video[0])
         track.time_base = Fraction(1, _TIMESCALE)
         newest = -1
-        for packet in itertools.chain((first,), packets):
+        for packet in packets:
             header = packet.header
             unit = av.Packet(packet.payload)
             unit.stream, unit.time_base = track, Fraction(1, _TIMESCALE)
@@ -80,16 +112,22 @@ def export_mp4(
             out.mux(unit)
             times.append(header.device_time_ns)
             sequences.append(header.sequence)
-    about = {
-        "session": recording.info.session,
-        "stream": stream,
-        "epoch": first.header.epoch,
-        "encoding": first.header.encoding,
-        "device_times_ns": times,
-        "sequences": sequences,
-    }
-    sidecar.write_text(json.dumps(about), encoding="utf-8")
-    return len(times)
+
+
+@contextmanager
+def _removed_on_error(*paths: Path) -> Iterator[None]:
+    """No half of an export is left."""
+    try:
+        yield
+    except BaseException:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _reason(error: Exception) -> str:
+    """What FFmpeg says, without the file that it names."""
+    return str(getattr(error, "strerror", None) or error).partition("\n")[0]
 
 
 def export_csv(recording: Recording, folder: Path) -> dict[str, int]:
@@ -166,9 +204,6 @@ def _pictures(recording: Recording, stream: str, epoch: int | None) -> Iterator[
 
 def _template(first: RecordedPacket) -> InputContainer:
     """The first picture as a file of its own, from which a muxer takes the codec's parameters."""
-    try:
-        template = av.open(io.BytesIO(first.payload), "r", format=_FORMATS[first.header.encoding])
-    except (av.error.FFmpegError, ValueError) as error:
-        raise DataError(f"the first picture cannot be read: {error.args[-1]}") from None
+    template = av.open(io.BytesIO(first.payload), "r", format=_FORMATS[first.header.encoding])
     assert isinstance(template, InputContainer)
     return template

@@ -77,7 +77,9 @@ def draw_health(health: Health) -> Image:
     the leading stream's packets arrived.
     """
     lanes = health.lanes[:_MAX_ROWS]
-    ticks = health.ticks[: _MAX_ROWS // 4]
+    shown = {(lane.epoch, lane.stream): lane for lane in lanes}
+    ticks = [tick for tick in health.ticks if (tick.epoch, tick.leading) in shown]
+    ticks = ticks[: _MAX_ROWS // 4]
     reasons = health.reasons[:_MAX_REASONS] or ("nothing to object",)
     rows = len(lanes) + 2 * len(ticks)
     axis_y = _TOP + _ROW * rows
@@ -93,10 +95,7 @@ def draw_health(health: Health) -> Image:
         for tick in ticks:
             _draw_ticks(image, axis, tick.epoch, tick.complete_times_ns, y)
             _label(image, y, "every cue", f"{tick.complete_share:.0%} of {tick.tick_count} ticks")
-            leading = next(
-                one for one in lanes if (one.epoch, one.stream) == (tick.epoch, tick.leading)
-            )
-            _draw_delay(image, axis, leading, y + _ROW)
+            _draw_delay(image, axis, shown[tick.epoch, tick.leading], y + _ROW)
             y += 2 * _ROW
     for number, reason in enumerate(reasons):
         _write(image, f"- {reason}", (14, axis_y + _AXIS + 22 * number + 10))

@@ -34,6 +34,8 @@ MAX_SMALL_RECORD_BYTES: Final = 1024 * 1024
 MAX_CHANNELS: Final = 4096
 MAX_RECORDS: Final = 2_000_000
 """Records outside of chunks; an hour has about 50,000."""
+MAX_CHANNELS_KEPT: Final = 200_000
+"""Channels' ids in all the different sets that chunks have; a recording has a handful of sets."""
 MAX_UNPACKING: Final = 100
 """A chunk may unpack to so many times its stored size; beyond that it is a compression bomb."""
 
@@ -154,8 +156,8 @@ class McapSource:
         return self._offsets[idx]
 
     def chunk_channels(self, idx: int) -> frozenset[int] | None:
-        """Ids of the channels that have messages in a chunk; None where no index says."""
-        return self._chunk_channels[idx] if self._chunk_channels else None
+        """Ids of the channels with messages in a chunk; None: neither index nor a reading said."""
+        return self._chunk_channels.get(idx)
 
     def messages(self, idx: int) -> Iterator[RawMessage]:
         """The messages of a chunk, in order; channels that it repeats are learned.
@@ -165,6 +167,7 @@ class McapSource:
         """
         data, offset = memoryview(self._chunk_data(idx)), self._offsets[idx]
         position, end = 0, len(data)
+        found: set[int] = set()
         while position < end:
             if end - position < _RECORD.size:
                 raise self._damaged(offset, "the chunk ends within a record")
@@ -178,11 +181,14 @@ class McapSource:
                     raise self._damaged(offset, f"a message record has only {length} bytes")
                 channel_id, sequence, log_ns, publish_ns = _MESSAGE.unpack_from(data, body)
                 content = data[body + _MESSAGE.size : position]
+                found.add(channel_id)
                 yield RawMessage(channel_id, sequence, log_ns, publish_ns, content)
             elif opcode == Opcode.CHANNEL:
                 self._learn_channel(bytes(data[body:position]), offset)
             elif opcode == Opcode.SCHEMA:
                 self._learn_schema(bytes(data[body:position]), offset)
+        if idx not in self._chunk_channels:
+            self._remember_channels(idx, frozenset(found))
 
     def stored_crc(self, idx: int) -> int:
         """A chunk's checksum as stored; 0: it has none."""
@@ -247,8 +253,9 @@ class McapSource:
     def _forget_chunks(self) -> None:
         self._offsets, self._lengths = array("Q"), array("Q")
         self._start_times, self._end_times = array("Q"), array("Q")
-        self._chunk_channels: list[frozenset[int] | None] = []
-        self._channel_sets: dict[bytes, frozenset[int]] = {}  # most chunks have the same ones
+        self._chunk_channels: dict[int, frozenset[int]] = {}
+        self._channel_sets: dict[frozenset[int], frozenset[int]] = {}  # most chunks have the same
+        self._channel_sets_size = 0
 
     def _read_index(self) -> bool:
         """Read the summary at the file's end; False where it has none that can be trusted."""
@@ -304,24 +311,28 @@ class McapSource:
             raise self._damaged(offset, "a chunk's index is too short")
         start_ns, end_ns, chunk_offset, length = _CHUNK_INDEX.unpack_from(body)
         self._add_chunk(chunk_offset, length, start_ns, end_ns, offset)
-        self._chunk_channels.append(self._indexed_channels(body, offset))
+        self._remember_channels(self.chunk_count - 1, self._indexed_channels(body, offset))
 
-    def _indexed_channels(self, body: bytes, offset: int) -> frozenset[int] | None:
-        """Channels of a chunk by the map in its index; None where that was left out."""
+    def _remember_channels(self, idx: int, channels: frozenset[int]) -> None:
+        """Keep a chunk's channels, in bounded memory: what is not kept is read again."""
+        known = self._channel_sets.get(channels)
+        if known is None:
+            if not channels or self._channel_sets_size + len(channels) > MAX_CHANNELS_KEPT:
+                return
+            self._channel_sets_size += len(channels)
+            known = self._channel_sets[channels] = channels
+        self._chunk_channels[idx] = known
+
+    def _indexed_channels(self, body: bytes, offset: int) -> frozenset[int]:
+        """Channels of a chunk by the map in its index; none where that was left out."""
         start = _CHUNK_INDEX.size + 4
         if len(body) < start:
             raise self._damaged(offset, "a chunk's index is too short")
         (length,) = struct.unpack_from("<I", body, _CHUNK_INDEX.size)
         if length % _INDEX_ENTRY.size or start + length > len(body):
             raise self._damaged(offset, f"a chunk's index has {length} bytes of channels")
-        if not length:
-            return None
-        ids = b"".join(body[at : at + 2] for at in range(start, start + length, _INDEX_ENTRY.size))
-        known = self._channel_sets.get(ids)
-        if known is None:
-            known = frozenset(struct.unpack(f"<{len(ids) // 2}H", ids))
-            self._channel_sets[ids] = known
-        return known
+        entries = body[start : start + length]
+        return frozenset(channel for channel, _ in _INDEX_ENTRY.iter_unpack(entries))
 
     def _add_chunk(
         self, offset: int, length: int, start_ns: int, end_ns: int, said_at: int

@@ -140,3 +140,31 @@ async def test_a_slow_server_loses_nothing(rig: Any, recorded: Path) -> None:
         await replay(recording, options)
     working.cancel()
     assert played(rig.recorder.taken) == recorded_packets(recorded)
+
+
+async def test_a_recording_that_is_damaged_midway_ends_its_replay_with_a_line(
+    rig: Any, recorded: Path
+) -> None:
+    part = recorded / "part-000.mcap"
+    data = bytearray(part.read_bytes())
+    with Recording(part) as recording:
+        offset = recording.parts[0].chunk_offset(1)
+    data[offset + 5000] ^= 0x10
+    part.write_bytes(data)
+    options = ReplayOptions(server=rig.receive().endpoint, speed=None)
+    with Recording(recorded) as recording, pytest.raises(DataError, match="at byte") as caught:
+        await replay(recording, options)
+    assert "\n" not in str(caught.value)
+
+
+async def test_a_recording_of_any_times_is_replayed_without_waiting_for_ever(
+    rig: Any, tmp_path: Path, tools: Any
+) -> None:
+    times = [2**62 - 9, 0, 5, 2**61, 10**12]
+    sent = [(tools.packet("gaze", n, time_ns), bytes(24)) for n, time_ns in enumerate(times)]
+    clock = Turning()
+    options = ReplayOptions(server=rig.receive().endpoint, speed=1.0)
+    with Recording(tools.record(tmp_path, sent)) as recording:
+        report = await replay(recording, options, clock=clock, sleep=clock.sleep)
+    assert report.sent["gaze"] == len(times)
+    assert clock.now_ns <= 10 * 10**9 * len(times)
