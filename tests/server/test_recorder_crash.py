@@ -109,8 +109,8 @@ def check(folder: Path, sender: Noting, coffee: list[Any], *, replay: bool) -> N
 
 async def endure(
     server: Any, coffee: list[Any], *, kills: int, seconds: float, seed: int, replay: bool
-) -> int:
-    """Kill a recording server again and again; how often, when all is checked and repaired."""
+) -> dict[str, Any]:
+    """Kill a recording server again and again; counts, when all is checked and repaired."""
     moments = random.Random(seed)
     source = Source(device="hl2", client="test", streams=STREAMS, kind="expert", replay=replay)
     sender = Noting(source, server=server.wire, instance="one")
@@ -134,7 +134,18 @@ async def endure(
     link.cancel()
     await asyncio.gather(sending, link, return_exceptions=True)
     await repaired(folder, sender, coffee, replay=replay)
-    return count
+    found = {stream: set(numbers) for stream, numbers in read(folder, coffee).items()}
+    return {
+        "kills": count,
+        "acknowledged": {stream: sender.acknowledged[stream] + 1 for stream in STREAMS},
+        "not_there": {
+            stream: sum(n not in found[stream] for n in range(sender.acknowledged[stream] + 1))
+            for stream in STREAMS
+        },
+        "given_up_by_sender": dict(sender.dropped()),
+        "in_parts": notes_in_parts(folder),
+        "read": {kind: len(keys) for kind, keys in check_notes(folder).items()},
+    }
 
 
 async def repaired(folder: Path, sender: Noting, coffee: list[Any], *, replay: bool) -> None:
@@ -161,7 +172,8 @@ async def test_what_was_acknowledged_survives_three_kills(
     make_server: Any, coffee: Any, replay: bool
 ) -> None:
     server = await make_server("killed")
-    assert await endure(server, coffee, kills=3, seconds=240, seed=1, replay=replay) == 3
+    counts = await endure(server, coffee, kills=3, seconds=240, seed=1, replay=replay)
+    assert counts["kills"] == 3
 
 
 def notes_in_parts(folder: Path) -> dict[str, int]:
@@ -227,12 +239,17 @@ async def stored_steps(server: Any, sender: Sender) -> set[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
+@pytest.mark.parametrize("replay", [True, False])
 async def test_what_was_acknowledged_survives_many_kills(
-    make_server: Any, coffee: Any, record_property: Callable[[str, object], None]
+    make_server: Any, coffee: Any, replay: bool, record_property: Callable[[str, object], None]
 ) -> None:
     kills = int(os.environ.get("KEYSTEP_TEST_KILLS", "0"))
     server = await make_server("killed")
     seconds = 3400 if kills else SLOW_SECONDS
-    count = await endure(server, coffee, kills=kills or 1000, seconds=seconds, seed=2, replay=True)
-    record_property("kills", count)
+    counts = await endure(
+        server, coffee, kills=kills or 1000, seconds=seconds, seed=2, replay=replay
+    )
+    for name, value in counts.items():
+        record_property(name, value)
+    count = counts["kills"]
     assert count == kills or (not kills and count > 3)

@@ -268,6 +268,24 @@ async def test_what_is_still_being_recorded_is_not_exported_and_not_deleted(
     assert (await live.rest.delete(f"{API}/recordings/{session}")).status_code == 409
 
 
+async def test_a_recording_that_is_damaged_or_foreign_is_a_problem(live: Any, coffee: Any) -> None:
+    session = await record(live, "a", coffee)
+    data_dir = live.server.ingest._parts.data_dir
+    part = data_dir / "sessions" / session / "recording" / "part-000.mcap"
+    whole = part.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for content in (b"", whole[:8], b"RIFF" * 99, whole[:9000], bytes(flipped)):
+        part.write_bytes(content)
+        for path in ("", "/health", "/thumbnail", "/video"):
+            answer = await live.rest.get(f"{API}/recordings/{session}{path}")
+            assert answer.status_code in (200, 404, 422), (len(content), path, answer.text)
+            if answer.status_code != 200:
+                assert answer.headers["content-type"] == PROBLEM
+        assert (await live.rest.get(f"{API}/recordings")).status_code == 200
+    assert not list((data_dir / "sessions" / session / "exports").glob("unfinished*"))
+
+
 @pytest.mark.parametrize(
     "path",
     [
