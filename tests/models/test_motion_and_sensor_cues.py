@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from keystep_models.cues.motion_cue import BINS, CELLS, SIZE, MotionCue, describe_flow
-from keystep_models.cues.sensor_cues import GAZE_TICKS, GazeCue, HeadCue, hand_in_head
+from keystep_models.cues.sensor_cues import GAZE_TICKS, GazeCue, HeadCue, gaze_stack, hand_in_head
 
 
 def picture(shift: int) -> av.VideoFrame:
@@ -85,3 +85,22 @@ def test_hands_are_relative_to_the_head_and_an_unseen_one_is_missing() -> None:
     assert hand_in_head(joints, pose(), 0) is None
     assert hand_in_head(joints, None, 1) is None
     assert hand_in_head(joints, np.zeros((4, 4)), 1) is None
+
+
+def test_a_stack_says_which_samples_are_missing_and_is_none_without_the_newest() -> None:
+    head = pose(0.4, (1, 2, 3))
+    rays = np.zeros((16, 2, 3))
+    for number, ray in enumerate(rays):
+        ray[1] = head[:3, :3] @ (0.1, -0.01 * number, -1.0)
+    rays[4:7] = np.nan
+    rays[9, 1] = head[:3, :3] @ (0.0, 0.0, 1.0)  # behind the head
+    found = gaze_stack(rays, head)
+    assert found is not None
+    stack = found.reshape(16, 3)
+    assert np.flatnonzero(stack[:, 2] == 0).tolist() == [4, 5, 6, 9]
+    np.testing.assert_allclose(stack[5], (0.1, -0.03, 0), atol=1e-6)
+    np.testing.assert_allclose(stack[15], (0.1, -0.15, 1), atol=1e-6)
+    assert gaze_stack(rays[1:], head) is None
+    assert gaze_stack(rays, None) is None
+    rays[15] = np.nan
+    assert gaze_stack(rays, head) is None

@@ -25,14 +25,17 @@ CUES = CueChoice(cues=("motion", "gaze", "head", "left_hand", "right_hand"))
 
 
 def header(stream: str, number: int, time_ns: int, **fields: Any) -> wire.PacketHeader:
-    defaults: dict[str, Any] = {"epoch": 1, "send_time_ns": time_ns + 5}
+    defaults: dict[str, Any] = {
+        "epoch": 1,
+        "send_time_ns": time_ns + 5,
+        "encoding": next(iter(STREAMS[stream].encodings)),
+    }
     return wire.PacketHeader(
         protocol=wire.PROTOCOL,
         session="ses_1",
         stream=stream,
         sequence=number,
         device_time_ns=time_ns,
-        encoding=next(iter(STREAMS[stream].encodings)),
         **(defaults | fields),
     )
 
@@ -155,3 +158,73 @@ def test_a_recording_of_hostile_bytes_is_refused_in_a_line(tmp_path: Path) -> No
         with pytest.raises(DataError) as caught:
             extract_features(open_recording(path), CUES, tmp_path / "features")
         assert "\n" not in str(caught.value)
+
+
+def depth_images(count: int = 15) -> list[tuple[wire.PacketHeader, bytes]]:
+    """A plane half a metre away, a third of it not measured; the last images are all holes."""
+    packets = []
+    for number in range(count):
+        image = np.full((36, 40), 500, "<u2")
+        image[:, :13] = 0
+        if number >= count - 3:
+            image[:] = 0
+        about = header(
+            "depth", number, START_NS + round(number * 1e9 / 5),
+            encoding="u16", width=40, height=36, depth_unit_m=0.001,
+        )  # fmt: skip
+        packets.append((about, image.tobytes()))
+    return packets
+
+
+def test_depth_becomes_a_picture_in_metres_and_is_missing_where_it_is_all_holes(
+    tmp_path: Path,
+) -> None:
+    path = record(tmp_path / "session", video() + depth_images())
+    moments = list(open_recording(path).moments(10.0))
+    image = moments[4].samples["depth"]
+    assert image is not None
+    assert np.nanmax(image) == pytest.approx(0.5)
+    assert np.isnan(image).mean() == pytest.approx(13 / 40)
+    found = extract_features(open_recording(path), CueChoice(cues=("depth",)), tmp_path / "out")
+    depth = found.cues["depth"]
+    assert depth.features.shape == (30, 1280)
+    assert depth.valid[1:20].all()
+    assert not depth.valid[-4:].any()
+    assert depth.source["extractor"] == "depth-picture"
+
+
+def test_gaze_is_stacked_from_every_sample_not_from_the_ticks(tmp_path: Path) -> None:
+    packets = video()
+    for number in range(180):
+        time_ns = START_NS + round(number * 1e9 / 60)
+        ray = np.array([[0, 0, 0], [0.001 * number, 0, -1]], "<f4")
+        packets.append((header("head", number, time_ns), np.eye(4, dtype="<f4").tobytes()))
+        missing = number == 100
+        content = b"" if missing else ray.tobytes()
+        packets.append((header("gaze", number, time_ns, valid=0 if missing else -1), content))
+    path = record(tmp_path / "session", packets)
+    choice = CueChoice(cues=("gaze_stack", "head"))
+    found = extract_features(open_recording(path), choice, tmp_path / "out").cues["gaze_stack"]
+    assert found.size == 48
+    assert np.flatnonzero(~found.valid).tolist() == [0, 1, 2]  # fewer than sixteen samples yet
+    rows = found.features[17].reshape(16, 3)  # its newest sample is number 102
+    np.testing.assert_allclose(rows[:13, 0], 0.001 * np.arange(87, 100), atol=1e-5)
+    np.testing.assert_allclose(rows[13], (0.099, 0, 0), atol=1e-5)  # the one before stands for it
+    np.testing.assert_allclose(rows[14:, 2], 1)
+
+
+def test_sensors_that_cannot_be_read_are_missing_not_numbers(tmp_path: Path) -> None:
+    packets = video() + sensors()
+    broken = [
+        (about, np.full(6, np.nan, "<f4").tobytes())
+        if about.stream == "gaze" and 60 <= about.sequence < 90
+        else (about, payload)
+        for about, payload in packets
+    ]
+    path = record(tmp_path / "session", broken)
+    choice = CueChoice(cues=("motion", "gaze", "gaze_stack"))
+    found = extract_features(open_recording(path), choice, tmp_path / "out")
+    for cue in ("gaze", "gaze_stack"):
+        assert not found.cues[cue].valid[11:15].any()
+        assert found.cues[cue].valid[-5:].all()
+        assert np.isfinite(found.cues[cue].features).all()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import structlog
@@ -90,6 +90,7 @@ def read_ticks(
     start_ns: int | None = None,
     end_ns: int | None = None,
     skip_damage: bool = False,
+    watch: Callable[[RecordedPacket], None] | None = None,
 ) -> Iterator[Tick]:
     """A recording's ticks, as a live session would have had them.
 
@@ -101,6 +102,7 @@ def read_ticks(
         start_ns: First tick's device time at the earliest; decoding begins at the key frame before.
         end_ns: Device time of packets no more read.
         skip_damage: Pass over what is damaged.
+        watch: Shown every packet on its way, for what ticks do not hold (samples between them).
 
     Yields:
         Ticks in order. Samples of videos are `VideoFrame`s, all others arrays (None where the
@@ -122,6 +124,8 @@ def read_ticks(
         epoch=epoch, start_ns=begin_ns, end_ns=end_ns, skip_damage=skip_damage
     ):
         header = packet.header
+        if watch is not None:
+            watch(packet)
         value: object = packet
         if _is_picture(packet):  # decoded at once, since the next one may need it
             value = videos.setdefault(header.stream, VideoReader()).decode(header, packet.payload)

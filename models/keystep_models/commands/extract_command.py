@@ -50,6 +50,10 @@ def extract(
         list[str] | None,
         typer.Option(help="NAME=FILE.npy, a row per tick; for several recordings NAME=FOLDER."),
     ] = None,
+    cue_model: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=manifest.json: an ONNX model on a picture, or on two (motion)."),
+    ] = None,
     appearance_model: Annotated[
         Path | None, typer.Option(help="manifest.json of an ONNX model of your own.")
     ] = None,
@@ -95,6 +99,7 @@ def extract(
     from keystep_models.steps.settings import ExtractionSettings
 
     files = parse_named_paths(cue_file or [], "--cue-file")
+    models = parse_named_paths(cue_model or [], "--cue-model")
     training = training_settings(
         preset, seed, causal,
         cues=cues, bootstrap=bootstrap, encoder=encoder, position=position, context=context,
@@ -102,10 +107,10 @@ def extract(
         epochs=epochs, learning_rate=learning_rate, drop_epochs=drop_epochs,
         drop_factor=drop_factor, pair_weights=pairs,
     )  # fmt: skip
-    if unknown := [c for c in training.cues if c not in (*BUILT_IN_CUES, *files)]:
+    if unknown := [c for c in training.cues if c not in (*BUILT_IN_CUES, *files, *models)]:
         raise ConfigError(
             f"no cue is called {unknown[0]!r}; there are {', '.join(BUILT_IN_CUES)}, "
-            "or give it with --cue-file"
+            "or give it with --cue-file or --cue-model"
         )
     settings = ExtractionSettings(
         inference_cues=() if inference_cues is None else split_cues(inference_cues),
@@ -116,10 +121,11 @@ def extract(
     if lost := [cue for cue in settings.inference_cues if cue not in training.cues]:
         raise ConfigError(f"--inference-cues names {lost[0]!r}, which is not trained on")
     choice = CueChoice(
-        cues=tuple(cue for cue in training.cues if cue not in files),
+        cues=tuple(cue for cue in training.cues if cue not in files and cue not in models),
         rate_hz=tick_rate,
         appearance_manifest=appearance_model or appearance_manifest_path(),
         files=files,
+        models=models,
         threads=threads,
     )
     sources = [open_recording(path) for path in recordings]

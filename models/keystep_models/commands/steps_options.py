@@ -35,7 +35,9 @@ PresetOption: TypeAlias = Annotated[
 ]
 CuesOption: TypeAlias = Annotated[
     str | None,
-    typer.Option(help="To train on, the anchor first: appearance,motion,gaze,head,hands."),
+    typer.Option(
+        help="To train on, the anchor first: appearance,motion,depth,gaze,gaze_stack,head,hands."
+    ),
 ]
 BootstrapOption: TypeAlias = Annotated[
     str | None, typer.Option(help="Cues whose raw features widen the window; else the anchor's.")

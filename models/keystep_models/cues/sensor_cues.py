@@ -17,10 +17,13 @@ Array = NDArray[np.floating]
 
 GAZE_TICKS: Final = 4
 GAZE_SIZE: Final = 3 * GAZE_TICKS
+STACK_SAMPLES: Final = 16
+STACK_SIZE: Final = 3 * STACK_SAMPLES
 HEAD_SIZE: Final = 15
 HAND_SIZE: Final = 26 * 3
 VERSION: Final = 1
 _JOINT_POSITION = slice(4, 7)
+_LEAST_FORWARD = 0.1  # of a unit direction; farther aside the picture plane has no place for it
 
 
 class GazeCue:
@@ -45,6 +48,35 @@ class GazeCue:
             return None
         self._last.append(direction)
         return np.concatenate(self._last) if len(self._last) == GAZE_TICKS else None
+
+
+def gaze_stack(samples: Array | None, world_from_head: Array | None) -> NDArray[np.float32] | None:
+    """The last sixteen gaze samples side by side, each as x, y and confidence (STEPs, A.1).
+
+    Args:
+        samples: (16, 2, 3): origin and direction in the world, oldest first; not a number where
+            the sensor had nothing. None, or fewer, where there are not so many yet.
+        world_from_head: (4, 4).
+
+    Returns:
+        float32 (48,): x (right) and y (up) on a plane one metre before the head; confidence 1, or
+        0 where a sample is missing, which repeats its neighbour's place. None without a head, or
+        where more than half of the samples or the newest one are missing.
+    """
+    if samples is None or len(samples) < STACK_SAMPLES or not _is_pose(world_from_head):
+        return None
+    rows = np.zeros((STACK_SAMPLES, 3), np.float32)
+    for row, ray in zip(rows, samples[-STACK_SAMPLES:], strict=True):
+        direction = _gaze_in_head(ray, world_from_head)
+        if direction is not None and direction[2] < -_LEAST_FORWARD:
+            row[:] = direction[0] / -direction[2], direction[1] / -direction[2], 1.0
+    there = rows[:, 2] > 0
+    if not there[-1] or 2 * there.sum() < STACK_SAMPLES:
+        return None
+    known = np.flatnonzero(there)
+    before = np.searchsorted(known, np.arange(STACK_SAMPLES), side="right") - 1
+    rows[:, :2] = rows[known[np.maximum(before, 0)], :2]
+    return rows.ravel()
 
 
 class HeadCue:

@@ -7,7 +7,6 @@ result is there only when everything is: `video.json` is written last.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import shutil
@@ -17,30 +16,37 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
-from keystep_capture.errors import ConfigError, DataError
-from keystep_models.cues import motion_cue, sensor_cues
-from keystep_models.cues.appearance_cue import (
-    CROP,
-    AppearancePreprocessing,
-    appearance_manifest_path,
-)
+from keystep_capture.errors import ConfigError, DataError, ModelError
+from keystep_models.cues import depth_cue, motion_cue, sensor_cues
+from keystep_models.cues.appearance_cue import appearance_manifest_path
+from keystep_models.cues.depth_cue import depth_picture
 from keystep_models.cues.motion_cue import MotionCue
-from keystep_models.cues.sensor_cues import GazeCue, HeadCue, hand_in_head
+from keystep_models.cues.picture_model import PictureCue, PictureInput
+from keystep_models.cues.sensor_cues import GazeCue, HeadCue, gaze_stack, hand_in_head
 from keystep_models.onnx_model import OnnxModel
 from keystep_models.steps.feature_folder import (
     CueFeatures,
     VideoFeatures,
     read_video,
-    write_json,
     write_video,
 )
+from keystep_models.steps.partial_rows import PartialRows
 from keystep_models.steps.recording_source import Moment, RecordingSource
 
-BUILT_IN_CUES: Final = ("appearance", "motion", "gaze", "head", "left_hand", "right_hand")
+BUILT_IN_CUES: Final = (
+    "appearance",
+    "motion",
+    "depth",
+    "gaze",
+    "gaze_stack",
+    "head",
+    "left_hand",
+    "right_hand",
+)
 MAX_GAP_S: Final = 10.0
-_BATCH = 16
 _NS = 1_000_000_000
 _FLUSH_TICKS = 100
 
@@ -56,15 +62,19 @@ class CueChoice:
         cues: Of `BUILT_IN_CUES`.
         rate_hz: Ticks a second.
         appearance_manifest: Of the appearance model: uint8 pictures (B, 224, 224, 3) to (B, D).
-        files: Further cues by name: a file of one row per tick, float (T, D), NumPy's format;
-            rows with a value that is not finite are missing.
-        threads: That the appearance model may use.
+        files: Further cues by name: a file of one row per tick, float (T, D), NumPy's format,
+            or a folder with one for each recording (RECORDING.npy); rows with a value that is not
+            finite are missing.
+        models: Further cues by name: the manifest of an ONNX model on the colour picture, or on
+            the one before and this one (see `picture_model`).
+        threads: That a model may use.
     """
 
     cues: tuple[str, ...] = ("appearance", "motion")
     rate_hz: float = 10.0
     appearance_manifest: Path = field(default_factory=appearance_manifest_path)
     files: Mapping[str, Path] = field(default_factory=dict)
+    models: Mapping[str, Path] = field(default_factory=dict)
     threads: int = 2
 
     def __post_init__(self) -> None:
@@ -75,8 +85,12 @@ class CueChoice:
             if cue not in BUILT_IN_CUES:
                 known = ", ".join(BUILT_IN_CUES)
                 raise ConfigError(f"no cue is called {cue!r}; there are {known}, or give a file")
-        if both := set(self.cues) & set(self.files):
-            raise ConfigError(f"cue {sorted(both)[0]!r} is built in; call the file's another name")
+        if both := set(BUILT_IN_CUES) & {*self.files, *self.models}:
+            raise ConfigError(
+                f"cue {sorted(both)[0]!r} is built in; call the file's or model's another name"
+            )
+        if both := set(self.files) & set(self.models):
+            raise ConfigError(f"cue {sorted(both)[0]!r} is both a file's and a model's")
 
 
 def extract_features(
@@ -100,22 +114,21 @@ def extract_features(
 
     Raises:
         DataError: The recording cannot be read or has no tick, or a cue's file does not fit.
-        ModelError: The appearance model cannot be used.
+        ModelError: A model cannot be used.
         OSError: The disk does not take it; what was done is used by the next call.
     """
-    model = OnnxModel.load(choice.appearance_manifest, intra_op_threads=choice.threads) if (
-        "appearance" in choice.cues
-    ) else None  # fmt: skip
-    sources = _cue_sources(choice, model)
+    files = {cue: _cue_file(cue, path, source.name) for cue, path in choice.files.items()}
+    models = _load_models(choice)
+    sources = _cue_sources(choice, models, files)
     key = _key({"recording": dict(source.identity), "rate_hz": choice.rate_hz, "cues": sources})
     target = folder / source.name
     if (target / "video.json").exists():
         video = read_video(target)
         if video.recording.get("key") == key:
             return video
-    partial = _Partial(target / ".partial", key)
+    partial = PartialRows(target / ".partial", key)
     try:
-        reader = _Reader(choice, model, partial)
+        reader = _Reader(choice, models, files, partial)
         for moment in source.moments(choice.rate_hz):
             reader.take(moment)
             if on_progress is not None and reader.count % _FLUSH_TICKS == 0:
@@ -130,19 +143,50 @@ def extract_features(
     return read_video(target)
 
 
-def _cue_sources(choice: CueChoice, model: OnnxModel | None) -> dict[str, dict[str, Any]]:
+def _cue_file(cue: str, path: Path, recording: str) -> Path:
+    """A cue's file for a recording."""
+    found = path / f"{recording}.npy" if path.is_dir() else path
+    if not found.is_file():
+        raise DataError(f"{found}: no such file of cue {cue!r}")
+    return found
+
+
+def _load_models(choice: CueChoice) -> dict[str, OnnxModel]:
+    """The model of each cue that has one."""
+    found = {}
+    on_pictures = [cue for cue in choice.cues if cue in ("appearance", "depth")]
+    if on_pictures:
+        model = OnnxModel.load(choice.appearance_manifest, intra_op_threads=choice.threads)
+        if len(model.manifest.inputs) != 1:
+            raise ModelError(
+                f"{choice.appearance_manifest}: an appearance model takes one picture, this one "
+                f"has {len(model.manifest.inputs)} inputs; give it with --cue-model"
+            )
+        found.update(dict.fromkeys(on_pictures, model))
+    for cue, path in choice.models.items():
+        found[cue] = OnnxModel.load(path, intra_op_threads=choice.threads)
+    return found
+
+
+def _cue_sources(
+    choice: CueChoice, models: Mapping[str, OnnxModel], files: Mapping[str, Path]
+) -> dict[str, dict[str, Any]]:
     """What makes each cue: part of the cache's key and of every result's provenance."""
     found: dict[str, dict[str, Any]] = {}
     for cue in choice.cues:
-        if model is not None and cue == "appearance":
-            found[cue] = {"model": model.manifest.name, "sha256": model.sha256}
-        elif cue == "motion":
+        if cue == "motion":
             found[cue] = {"extractor": "dis-flow", "version": motion_cue.VERSION}
-        else:
+        elif cue not in models:
             found[cue] = {"extractor": "sensor", "version": sensor_cues.VERSION}
-    for cue, path in choice.files.items():
-        if not path.is_file():
-            raise DataError(f"{path}: no such file of cue {cue!r}")
+    for cue, model in models.items():
+        found[cue] = {
+            "model": model.manifest.name,
+            "sha256": model.sha256,
+            **PictureInput.of(model.manifest).describe(),
+        }
+        if cue == "depth":
+            found[cue] |= {"extractor": "depth-picture", "version": depth_cue.VERSION}
+    for cue, path in files.items():
         found[cue] = {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     return found
 
@@ -151,68 +195,22 @@ def _key(described: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
-class _Partial:
-    """Rows written so far, a file per cue: a validity byte and the values."""
-
-    def __init__(self, folder: Path, key: str) -> None:
-        self.folder = folder
-        marker = folder / "key.json"
-        if not marker.exists() or json.loads(marker.read_bytes() or b"{}") != key:
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            write_json(marker, key)
-        self._files: dict[str, Any] = {}
-        self._sizes: dict[str, int] = {}
-
-    def begin(self, sizes: Mapping[str, int]) -> int:
-        """Open a file per cue; how many ticks are whole in all of them."""
-        self._sizes = dict(sizes)
-        rows = []
-        for cue, size in sizes.items():
-            path = self.folder / f"{cue}.rows"
-            rows.append(path.stat().st_size // (4 * size + 1) if path.exists() else 0)
-        done = min(rows, default=0)
-        for cue, size in sizes.items():
-            file = (self.folder / f"{cue}.rows").open("ab")
-            file.truncate(done * (4 * size + 1))
-            self._files[cue] = file
-        return done
-
-    def append(self, cue: str, row: NDArray[np.float32] | None) -> None:
-        size = self._sizes[cue]
-        missing = row is None or not np.isfinite(row).all()
-        values = np.zeros(size, "<f4") if missing else np.asarray(row, "<f4")
-        self._files[cue].write(bytes([not missing]) + values.tobytes())
-
-    def flush(self) -> None:
-        for file in self._files.values():
-            file.flush()
-
-    def read(self, cue: str) -> CueFeatures:
-        self._files[cue].flush()
-        size = self._sizes[cue]
-        row = np.dtype([("valid", "u1"), ("values", "<f4", (size,))])
-        rows = np.fromfile(self.folder / f"{cue}.rows", row)
-        values = np.ascontiguousarray(rows["values"])
-        return CueFeatures(features=values.reshape(-1, size), valid=rows["valid"].astype(np.bool_))
-
-    def close(self) -> None:
-        for file in self._files.values():
-            with contextlib.suppress(OSError):  # a full disk has been told already
-                file.close()
-
-
 class _Reader:
     """Takes a recording's ticks one after the other."""
 
-    def __init__(self, choice: CueChoice, model: OnnxModel | None, partial: _Partial) -> None:
+    def __init__(
+        self,
+        choice: CueChoice,
+        models: Mapping[str, OnnxModel],
+        files: Mapping[str, Path],
+        partial: PartialRows,
+    ) -> None:
         self._choice = choice
-        self._model = model
+        self._files = files
         self._partial = partial
+        self._cues = (*choice.cues, *choice.models)  # those that are made tick by tick
+        self._pictures = {cue: PictureCue(model) for cue, model in models.items()}
         self._motion, self._gaze, self._head = MotionCue(), GazeCue(), HeadCue()
-        self._preprocessing = AppearancePreprocessing()
-        self._pictures = np.empty((_BATCH, CROP, CROP, 3), np.uint8)
-        self._waiting: list[bool] = []  # of the ticks not yet run: whether there is a picture
         self._times: list[int] = []  # on the timeline, ns
         self._origins: list[dict[str, int]] = []  # where each epoch lies on the timeline
         self._gaps: list[str] = []
@@ -228,16 +226,13 @@ class _Reader:
         sizes = {
             "motion": motion_cue.SIZE,
             "gaze": sensor_cues.GAZE_SIZE,
+            "gaze_stack": sensor_cues.STACK_SIZE,
             "head": sensor_cues.HEAD_SIZE,
             "left_hand": sensor_cues.HAND_SIZE,
             "right_hand": sensor_cues.HAND_SIZE,
+            **{cue: made.size for cue, made in self._pictures.items()},
         }
-        if self._model is not None:
-            size = self._model.manifest.outputs[0].shape[-1]
-            if not isinstance(size, int):
-                raise ConfigError("the appearance model's manifest must say its output's size")
-            sizes["appearance"] = size
-        return {cue: sizes[cue] for cue in self._choice.cues}
+        return {cue: sizes[cue] for cue in self._cues}
 
     def take(self, moment: Moment) -> None:
         """Add a tick, and missing ones before it where time jumped."""
@@ -250,14 +245,30 @@ class _Reader:
         elif moment.picture is None:
             self._motion.forget()
         if not new:
+            for cue, made in self._pictures.items():
+                if cue != "depth":
+                    made.remember(moment.picture)
             return
-        for cue in self._choice.cues:
-            if cue != "appearance":
-                self._partial.append(cue, rows.get(cue))
-        if self._model is not None:
-            self._add_picture(moment)
+        self._append(rows)
+        for cue, made in self._pictures.items():
+            picture = moment.picture if cue != "depth" else self._depth(moment)
+            self._append_all(cue, made.take(picture))
         if index % _FLUSH_TICKS == 0:
             self._partial.flush()
+
+    def _append(self, rows: Mapping[str, NDArray[np.float32] | None]) -> None:
+        """A tick's rows of the cues that need no model."""
+        for cue in self._cues:
+            if cue not in self._pictures:
+                self._partial.append(cue, rows.get(cue))
+
+    def _append_all(self, cue: str, rows: Sequence[NDArray[np.float32] | None]) -> None:
+        for row in rows:
+            self._partial.append(cue, row)
+
+    def _depth(self, moment: Moment) -> VideoFrame | None:
+        images = (moment.samples.get(stream) for stream in ("depth", "depth_ahat"))
+        return depth_picture(next((image for image in images if image is not None), None))
 
     def _place(self, moment: Moment) -> None:
         last, self._last = self._last, moment
@@ -268,7 +279,7 @@ class _Reader:
                 self._gap(start)
                 self._gaps.append(f"the device restarted before {start / _NS:.1f} s")
             self._head.restart()
-            self._motion.forget()
+            self._forget()
             self._origins.append(
                 {"epoch": moment.epoch, "device_time_ns": moment.device_time_ns, "time_ns": start}
             )
@@ -283,8 +294,14 @@ class _Reader:
                     f"nothing for {elapsed / _NS:.1f} s from {self._times[-1] / _NS:.1f} s"
                 )
             self._gap(time_ns)
-            self._motion.forget()
+            self._forget()
         self._times.append(time_ns)
+
+    def _forget(self) -> None:
+        """The next picture does not follow the last one."""
+        self._motion.forget()
+        for made in self._pictures.values():
+            made.forget()
 
     def _gap(self, until_ns: int) -> None:
         """Ticks that lack every cue, so that frame numbers keep pace with time (10 s at most)."""
@@ -295,41 +312,20 @@ class _Reader:
             self._times.append(begin + round(number * (until_ns - begin) / (count + 1)))
             if len(self._times) - 1 < self._done:
                 continue
-            for cue in self._choice.cues:
-                if cue != "appearance":
-                    self._partial.append(cue, None)
-            if self._model is not None:
-                self._wait(there=False)
+            self._append({})
+            for cue, made in self._pictures.items():
+                self._append_all(cue, made.take(None))
 
     def _sensor_rows(self, moment: Moment) -> dict[str, NDArray[np.float32] | None]:
         samples = moment.samples
         pose, hands = samples.get("head"), samples.get("hands")
         return {
             "gaze": self._gaze.see(samples.get("gaze"), pose),
+            "gaze_stack": gaze_stack(samples.get("gaze_stack"), pose),
             "head": self._head.see(pose, moment.device_time_ns / _NS),
             "left_hand": hand_in_head(hands, pose, 0),
             "right_hand": hand_in_head(hands, pose, 1),
         }
-
-    def _add_picture(self, moment: Moment) -> None:
-        if moment.picture is not None:
-            place = sum(self._waiting)
-            self._preprocessing.from_video_frame(moment.picture, self._pictures[place])
-        self._wait(there=moment.picture is not None)
-
-    def _wait(self, *, there: bool) -> None:
-        self._waiting.append(there)
-        if len(self._waiting) == _BATCH:
-            self._run()
-
-    def _run(self) -> None:
-        """Run the appearance model on the pictures that wait; rows stay in order."""
-        count = sum(self._waiting)
-        assert self._model is not None
-        embeddings = iter(self._model.run(self._pictures[:count]) if count else ())
-        for there in self._waiting:
-            self._partial.append("appearance", next(embeddings) if there else None)
-        self._waiting.clear()
 
     def finish(
         self, source: RecordingSource, sources: Mapping[str, Mapping[str, Any]], key: str
@@ -337,10 +333,10 @@ class _Reader:
         """Everything as a video's features."""
         if not self._times:
             raise DataError(f"{source.name}: the recording has no tick")
-        if self._waiting:
-            self._run()
-        found = {cue: self._partial.read(cue) for cue in self._choice.cues}
-        for cue, path in self._choice.files.items():
+        for cue, made in self._pictures.items():
+            self._append_all(cue, made.finish())
+        found = {cue: self._partial.read(cue) for cue in self._cues}
+        for cue, path in self._files.items():
             found[cue] = _read_cue_file(path, len(self._times))
         notes = [*source.warnings, *self._gaps]
         cues = {}

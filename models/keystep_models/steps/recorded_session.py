@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,18 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 from keystep_capture.align import Tick
-from keystep_capture.errors import DataError
+from keystep_capture.errors import DataError, WireError
+from keystep_capture.payloads import read_array
 from keystep_capture.recording import Recording, part_paths
+from keystep_capture.recording.entries import RecordedPacket
 from keystep_capture.recording.pictures import read_frames, read_ticks
+from keystep_models.cues.sensor_cues import STACK_SAMPLES
 from keystep_models.steps.recording_source import Moment, file_identity
 
 _LEADING = ("rgb", "head", "gaze", "hands")
+_DEPTHS = ("depth", "depth_ahat")
+_MAX_HELD = 512  # gaze samples between the newest packet and the tick that is being made
+_MAX_AGE_NS = 10**9  # of the oldest sample of a stack
 
 
 class RecordedSession:
@@ -51,11 +59,17 @@ class RecordedSession:
                 leading = next((stream for stream in _LEADING if stream in streams), None)
                 if leading is None:
                     continue
+                between = _Between()
                 ticks = read_ticks(
-                    recording, epoch=epoch, leading=leading, rate_hz=rate_hz, skip_damage=True
+                    recording,
+                    epoch=epoch,
+                    leading=leading,
+                    rate_hz=rate_hz,
+                    skip_damage=True,
+                    watch=between.watch,
                 )
                 for tick in ticks:
-                    yield _moment(tick, epoch)
+                    yield _moment(tick, epoch, between)
             warnings = [] if recording.finished else ["the recording was not closed"]
             if recording.damage:
                 first = recording.damage[0]
@@ -76,7 +90,41 @@ def is_recording(path: Path) -> bool:
     return path.suffix == ".mcap"
 
 
-def _moment(tick: Tick, epoch: int) -> Moment:
+class _Between:
+    """What ticks do not hold: gaze samples between them, and the unit of depth."""
+
+    def __init__(self) -> None:
+        self._gaze: deque[tuple[int, NDArray[np.floating]]] = deque(maxlen=_MAX_HELD)
+        self._units_m: dict[str, float] = {}
+
+    def watch(self, packet: RecordedPacket) -> None:
+        """Take a packet of any stream, in the recording's order."""
+        header = packet.header
+        if header.stream == "gaze":
+            ray: NDArray[np.floating] = np.full((2, 3), np.nan)
+            if header.valid != 0:
+                with contextlib.suppress(WireError):  # a ray that cannot be read is missing
+                    ray = read_array(header, packet.payload)
+            self._gaze.append((header.device_time_ns, ray))
+        elif header.stream in _DEPTHS and header.depth_unit_m is not None:
+            self._units_m[header.stream] = header.depth_unit_m
+
+    def gaze(self, time_ns: int) -> NDArray[np.floating] | None:
+        """The newest samples up to a tick, (16, 2, 3); None where there are not so many."""
+        rays = [ray for at, ray in self._gaze if time_ns - _MAX_AGE_NS < at <= time_ns]
+        return np.stack(rays[-STACK_SAMPLES:]) if len(rays) >= STACK_SAMPLES else None
+
+    def depth_m(self, stream: str, image: NDArray[np.generic]) -> NDArray[np.float32] | None:
+        """A depth image in metres, not a number where nothing was measured."""
+        unit_m = self._units_m.get(stream)
+        if unit_m is None:
+            return None
+        depth = image.astype(np.float32) * np.float32(unit_m)
+        depth[image == 0] = np.nan
+        return depth
+
+
+def _moment(tick: Tick, epoch: int, between: _Between) -> Moment:
     samples: dict[str, NDArray[np.floating] | None] = {}
     picture = None
     for stream, sample in tick.samples.items():
@@ -86,5 +134,8 @@ def _moment(tick: Tick, epoch: int) -> Moment:
                 raise DataError(f"expected pictures in stream rgb, got {type(value).__name__}")
             picture = value
         elif value is None or isinstance(value, np.ndarray):
+            if value is not None and stream in _DEPTHS:
+                value = between.depth_m(stream, value)
             samples[stream] = value
+    samples["gaze_stack"] = between.gaze(tick.device_time_ns)
     return Moment(epoch=epoch, device_time_ns=tick.device_time_ns, picture=picture, samples=samples)

@@ -29,7 +29,9 @@ class Moment:
         epoch: Device times are comparable within one epoch only.
         device_time_ns: Of the tick.
         picture: The colour picture; None without one.
-        samples: Other streams' values by name; absent or None where missing.
+        samples: Other streams' values by name; absent or None where missing. Depth images are in
+            metres, not a number where nothing was measured; `gaze_stack` holds the newest sixteen
+            rays up to the tick, (16, 2, 3).
     """
 
     epoch: int
