@@ -29,6 +29,7 @@ from keystep_models.commands.steps_options import (
     RateOption,
     SeedOption,
     SigmaOption,
+    SoftDtwOption,
     ThreadsOption,
     WindowOption,
     parse_named_paths,
@@ -73,6 +74,7 @@ def extract(
     drop_epochs: DropsOption = None,
     drop_factor: FactorOption = None,
     pairs: PairsOption = None,
+    soft_dtw: SoftDtwOption = None,
     inference_cues: Annotated[
         str | None, typer.Option(help="Cues whose adapted features are joined; else all.")
     ] = None,
@@ -105,7 +107,7 @@ def extract(
         cues=cues, bootstrap=bootstrap, encoder=encoder, position=position, context=context,
         window=window, sigma_seconds=sigma, extent=extent, chunk_count=chunks, batch_size=batch,
         epochs=epochs, learning_rate=learning_rate, drop_epochs=drop_epochs,
-        drop_factor=drop_factor, pair_weights=pairs,
+        drop_factor=drop_factor, pair_weights=pairs, soft_dtw=soft_dtw,
     )  # fmt: skip
     if unknown := [c for c in training.cues if c not in (*BUILT_IN_CUES, *files, *models)]:
         raise ConfigError(

@@ -74,6 +74,10 @@ FactorOption: TypeAlias = Annotated[
 PairsOption: TypeAlias = Annotated[
     str | None, typer.Option(help="Lambdas of pairs of cues, e.g. appearance:motion=0.5,...")
 ]
+SoftDtwOption: TypeAlias = Annotated[
+    float | None,
+    typer.Option("--soft-dtw", help="Weight of soft-DTW alignment between videos; 0: without."),
+]
 SeedOption: TypeAlias = Annotated[int, typer.Option(help="Of weights and of every draw.")]
 ThreadsOption: TypeAlias = Annotated[
     int, typer.Option(min=1, help="Threads to compute with; results repeat for the same number.")

@@ -28,6 +28,7 @@ from keystep_models.commands.steps_options import (
     RateOption,
     SeedOption,
     SigmaOption,
+    SoftDtwOption,
     ThreadsOption,
     WindowOption,
     progress_teller,
@@ -56,6 +57,7 @@ def steps(
     drop_epochs: DropsOption = None,
     drop_factor: FactorOption = None,
     pairs: PairsOption = None,
+    soft_dtw: SoftDtwOption = None,
     seed: SeedOption = 0,
     threads: ThreadsOption = 2,
     progress: ProgressOption = ProgressChoice.AUTO,
@@ -68,7 +70,7 @@ def steps(
         cues=cues, bootstrap=bootstrap, encoder=encoder, position=position, context=context,
         window=window, sigma_seconds=sigma, extent=extent, chunk_count=chunks, batch_size=batch,
         epochs=epochs, learning_rate=learning_rate, drop_epochs=drop_epochs,
-        drop_factor=drop_factor, pair_weights=pairs,
+        drop_factor=drop_factor, pair_weights=pairs, soft_dtw=soft_dtw,
     )  # fmt: skip
     videos = read_folder(features)
     tell = progress_teller(progress)

@@ -36,6 +36,8 @@ class TrainingSettings:
         margin: Distance up to which negatives are pushed apart.
         pair_weights: (cue, cue, lambda); empty: 1 for each cue with itself and for the anchor
             with each other cue in both directions.
+        soft_dtw: Weight of the alignment of the anchor cue's features between the videos of a
+            batch (section E.2); 0: without it.
         extent: Fraction of a video that a sample spans (beta).
         chunk_count: Frames of a sample (N); videos with fewer frames repeat some.
         batch_size: Videos of a step.
@@ -56,6 +58,7 @@ class TrainingSettings:
     sigma_seconds: float = 10.0
     margin: float = 2.0
     pair_weights: PairWeights = ()
+    soft_dtw: float = 0.0
     extent: float = 1.0
     chunk_count: int = 1024
     batch_size: int = 4
@@ -78,6 +81,8 @@ class TrainingSettings:
         for name in ("batch_size", "epochs"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if not 0.0 <= self.soft_dtw < float("inf"):
+            raise ConfigError(f"soft_dtw must be 0 or more, got {self.soft_dtw}")
         if self.extent > 1.0:
             raise ConfigError(f"extent must be at most 1, got {self.extent}")
         if self.context < 0 or (self.context and not (self.causal and self.encoder != "lstm")):

@@ -27,6 +27,7 @@ from keystep_models.steps.feature_folder import VideoFeatures, atomic_path, writ
 from keystep_models.steps.settings import TrainingSettings
 from keystep_models.steps.temporal_sampling import sample_frames
 from keystep_models.training.bmc2 import bmc2_loss
+from keystep_models.training.soft_dtw import alignment_loss
 from keystep_models.training.steps_model import (
     Batch,
     StepsModel,
@@ -158,10 +159,11 @@ def _epoch(
     terms: list[dict[str, float]] = []
     inside: list[float] = []
     for start in range(0, len(drawn), settings.batch_size):
-        chosen = [videos[idx] for idx in drawn[start : start + settings.batch_size]]
+        places = drawn[start : start + settings.batch_size]
+        chosen = [videos[idx] for idx in places]
         count = min(settings.chunk_count, max(video.frame_count for video in chosen))
         frames = [sample_frames(v.frame_count, max(count, 2), settings.extent, rng) for v in chosen]
-        total, of_terms, share = _step(run, gather(chosen, frames, sizes), settings)
+        total, of_terms, share = _step(run, gather(chosen, frames, sizes), places, settings)
         totals.append(total)
         terms.append(of_terms)
         inside.append(share)
@@ -175,10 +177,11 @@ def _epoch(
 
 
 def _step(
-    run: _Run, batch: Batch, settings: TrainingSettings
+    run: _Run, batch: Batch, drawn: list[int], settings: TrainingSettings
 ) -> tuple[float, dict[str, float], float]:
+    projected = run.model(batch)
     loss = bmc2_loss(
-        run.model(batch),
+        projected,
         batch.raw,
         batch.timestamps,
         batch.num_frames,
@@ -191,11 +194,17 @@ def _step(
         pair_weights={(u, v): weight for u, v, weight in settings.pair_weights} or None,
         valid=batch.valid,
     )
-    run.optimiser.zero_grad()
-    loss.total.backward()
-    run.optimiser.step()
     terms = {name: float(value) for name, value in loss.terms.items()}
-    return float(loss.total.detach()), terms, float(loss.window.float().mean())
+    total = loss.total
+    if settings.soft_dtw:
+        anchor = settings.anchor
+        aligned = alignment_loss(projected[anchor], batch.valid.get(anchor), drawn)
+        total = total + settings.soft_dtw * aligned
+        terms["soft-dtw"] = float(aligned.detach())
+    run.optimiser.zero_grad()
+    total.backward()
+    run.optimiser.step()
+    return float(total.detach()), terms, float(loss.window.float().mean())
 
 
 def _write_checkpoint(run: _Run, folder: Path) -> None:
