@@ -1,4 +1,4 @@
-"""`keystep psr`, `procedure`, `extract`, `train` and `evaluate`."""
+"""`keystep psr`, `procedure`, `extract`, `train`, `evaluate` and `features`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import typer
 
 from keystep_models.commands import evaluate_command
 from keystep_models.commands.extract_command import extract
+from keystep_models.commands.features_command import convert as convert_features
 from keystep_models.commands.procedure_commands import check, convert
 from keystep_models.commands.psr_run import run
 from keystep_models.commands.psr_score import score
@@ -31,7 +32,15 @@ def register(app: typer.Typer) -> None:
     for name in ("ksl", "phase", "tau", "summary"):
         evaluate.command(name)(getattr(evaluate_command, name))
     app.add_typer(evaluate, name="evaluate")
+    features = typer.Typer(no_args_is_help=True, help="Feature folders of data sets.")
+    features.callback()(_features)
+    features.command("convert")(convert_features)
+    app.add_typer(features, name="features")
 
 
 def _group() -> None:
     """Train models (needs the [train] extra)."""
+
+
+def _features() -> None:
+    """Feature folders of data sets."""

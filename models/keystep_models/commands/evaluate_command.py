@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -15,7 +15,9 @@ from keystep_models.commands.steps_options import split_cues, training_extra
 if TYPE_CHECKING:
     from keystep_models.measures.steps_report import DataSet, Row
 
-FeaturesOption: TypeAlias = Annotated[Path, typer.Option(help="Feature folder (docs/steps.md).")]
+FeaturesOption: TypeAlias = Annotated[
+    Path, typer.Option(help="Feature folder, or a folder with one for each task (docs/steps.md).")
+]
 ModelsOption: TypeAlias = Annotated[
     list[Path] | None,
     typer.Option("--model", help="A run's folder or model.pt; several: mean and spread over them."),
@@ -36,8 +38,12 @@ def ksl(
     seeds: SeedsOption = 3,
     stride: StrideOption = 2,
     overall: Annotated[
-        bool, typer.Option("--overall", help="Pool the key steps' counts (CrossTask, ProceL).")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--overall/--per-keystep",
+            help="Pool the key steps' counts, or average over key steps; by the data set.",
+        ),
+    ] = None,
     no_background: Annotated[
         bool, typer.Option("--no-background", help="Leave background out of the matching.")
     ] = False,
@@ -50,15 +56,24 @@ def ksl(
     json_file: JsonOption = None,
 ) -> None:
     """Key-step localisation: clusters matched with labels."""
-    from keystep_models.measures.steps_report import ksl_rows, published_ksl
+    from keystep_models.measures.steps_report import OVERALL_DATASETS, ksl_rows, published_ksl
 
     published = published_ksl(dataset, clusters)
-    data = _read(features, model, cues, stride)
-    rows = ksl_rows(
-        data, clusters=clusters, seeds=seeds, per_keystep=not overall,
-        background=not no_background, together=not per_video,
-    )  # fmt: skip
-    settings = {"clusters": clusters, "overall": overall, "per_video": per_video}
+    pooled = dataset in OVERALL_DATASETS if overall is None else overall
+
+    def measure(data: DataSet) -> list[Row]:
+        return ksl_rows(
+            data, clusters=clusters, seeds=seeds, per_keystep=not pooled,
+            background=not no_background, together=not per_video,
+        )  # fmt: skip
+
+    rows = _measure(features, model, cues, stride, measure)
+    settings = {
+        "clusters": clusters,
+        "overall": pooled,
+        "background": not no_background,
+        "per_video": per_video,
+    }
     _report("Key-step localisation, %", rows + published, json_file, settings, scale=100)
 
 
@@ -74,7 +89,10 @@ def phase(
     """Phase classification with 0.1, 0.5 and 1.0 of the labels, tested on other videos."""
     from keystep_models.measures.steps_report import phase_rows
 
-    rows = phase_rows(_read(features, model, cues, stride), folds=folds, seeds=seeds)
+    def measure(data: DataSet) -> list[Row]:
+        return phase_rows(data, folds=folds, seeds=seeds)
+
+    rows = _measure(features, model, cues, stride, measure)
     _report("Phase classification, accuracy in %", rows, json_file, {"folds": folds}, scale=100)
 
 
@@ -88,7 +106,7 @@ def tau(
     """Kendall's tau between all pairs of videos; for tasks with one order of steps only."""
     from keystep_models.measures.steps_report import tau_rows
 
-    rows = tau_rows(_read(features, model, cues, stride, labels=False))
+    rows = _measure(features, model, cues, stride, tau_rows, labels=False)
     _report("Kendall's tau", rows, json_file, {}, scale=1)
 
 
@@ -105,10 +123,33 @@ def summary(
     """Representation and diversity of the key steps, measured on the raw features."""
     from keystep_models.measures.steps_report import summary_rows
 
-    data = _read(features, model, cues, stride, labels=False)
-    rows = summary_rows(data, clusters=clusters, top_n=top_n, seeds=seeds)
+    def measure(data: DataSet) -> list[Row]:
+        return summary_rows(data, clusters=clusters, top_n=top_n, seeds=seeds)
+
+    rows = _measure(features, model, cues, stride, measure, labels=False)
     settings = {"clusters": clusters, "top_n": top_n}
     _report("Key steps as a summary", rows, json_file, settings, scale=1)
+
+
+def _measure(
+    folder: Path,
+    models: list[Path] | None,
+    cues: str,
+    stride: int,
+    measure: Callable[[DataSet], list[Row]],
+    *,
+    labels: bool = True,
+) -> list[Row]:
+    """A table of a feature folder, or the mean over those of its tasks."""
+    from keystep_models.measures.steps_report import over_tasks
+    from keystep_models.steps.feature_folder import task_folders
+
+    tasks = task_folders(folder)
+    tables = []
+    for task in tasks:  # a model may hold one for each task, as the folder does
+        own = [path / task.name if (path / task.name).is_dir() else path for path in models or ()]
+        tables.append(measure(_read(task, own, cues, stride, labels=labels)))
+    return over_tasks(tables) if len(tasks) > 1 else tables[0]
 
 
 def _read(

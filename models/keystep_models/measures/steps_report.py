@@ -31,6 +31,9 @@ _PUBLISHED_KSL = {  # data set and K: random, uniform, STEPs as F1 and IoU (None
     ("crosstask", 7): ((None, None), (9.0, None), (25.9, None)),
 }
 
+OVERALL_DATASETS = frozenset({"procel", "crosstask"})
+"""Data sets whose published figures pool the key steps' counts."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
@@ -143,6 +146,32 @@ class DataSet:
         if self.labels is None:
             raise DataError("a video has no labels.npy; this measure needs one for every video")
         return self.labels
+
+
+def over_tasks(tables: Sequence[Sequence[Row]]) -> list[Row]:
+    """One table of several tasks' tables: the mean over the tasks, each counting the same.
+
+    Standard errors are those of runs, taken as independent from task to task; how far tasks differ
+    is not in them.
+    """
+    rows = []
+    for own in zip(*tables, strict=True):
+        values: dict[str, float | None] = {}
+        for measure in own[0].values:
+            known = [value for row in own if (value := row.values[measure]) is not None]
+            values[measure] = float(np.mean(known)) if len(known) == len(own) else None
+        rows.append(
+            Row(
+                name=own[0].name,
+                values=values,
+                errors={
+                    measure: float(np.sqrt(sum(row.errors[measure] ** 2 for row in own))) / len(own)
+                    for measure in own[0].errors
+                },
+                runs=min(row.runs for row in own),
+            )
+        )
+    return rows
 
 
 Measure = Callable[[list[NDArray[np.float32]], int], Mapping[str, float]]

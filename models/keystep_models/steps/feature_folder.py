@@ -137,6 +137,20 @@ def write_video(folder: Path, video: VideoFeatures) -> None:
     write_json(target / "video.json", document)
 
 
+def write_labels(folder: Path, video: str, labels: NDArray[np.int64]) -> None:
+    """Put labels beside a video's features, replacing what was there.
+
+    Raises:
+        DataError: There is no such video, or not as many frames.
+        OSError: The disk does not take it.
+    """
+    target = folder / _checked_name(video)
+    count = _read_document(target / "video.json").frame_count
+    if labels.shape != (count,) or labels.dtype.kind != "i" or labels.min() < 0:
+        raise DataError(f"{target}: expected {count} labels, whole numbers, 0 or more")
+    _save(target / "labels.npy", labels.astype(np.int64))
+
+
 def read_video(folder: Path) -> VideoFeatures:
     """Open one video's folder; features stay on disk until they are used.
 
@@ -176,6 +190,20 @@ def read_folder(folder: Path) -> list[VideoFeatures]:
     if not videos:
         raise DataError(f"{folder}: expected folders with a video.json (docs/steps.md)")
     return videos
+
+
+def task_folders(folder: Path) -> list[Path]:
+    """The feature folders that a folder is or holds: itself, or one for each task, by name.
+
+    Raises:
+        DataError: It is none and holds none.
+    """
+    if any(folder.glob("*/video.json")):
+        return [folder]
+    tasks = sorted({path.parent.parent for path in folder.glob("*/*/video.json")})
+    if not tasks:
+        raise DataError(f"{folder}: expected folders with a video.json (docs/steps.md)")
+    return tasks
 
 
 def read_keystep_names(folder: Path) -> list[str]:

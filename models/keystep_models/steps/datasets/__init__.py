@@ -1,0 +1,1 @@
+"""Published data sets' files, and simulated sessions' labels, as feature folders."""
