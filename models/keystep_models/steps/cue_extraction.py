@@ -49,6 +49,7 @@ BUILT_IN_CUES: Final = (
 MAX_GAP_S: Final = 10.0
 _NS = 1_000_000_000
 _FLUSH_TICKS = 100
+_CONSTANT = 1e-6  # largest change of a cue that does not change, relative to its values
 
 Progress = Callable[[int], None]
 """Called with ticks done."""
@@ -345,6 +346,8 @@ class _Reader:
             if not own.valid.any():
                 notes.append(f"cue {cue} is missing everywhere and was left out")
                 continue
+            if _is_constant(own):
+                notes.append(f"cue {cue} never changes: it tells moments apart by their time alone")
             if share < 0.9:
                 notes.append(f"cue {cue} is there in {100 * share:.0f} % of the ticks")
             cues[cue] = CueFeatures(
@@ -358,6 +361,13 @@ class _Reader:
             notes=tuple(notes),
             recording={**source.identity, "epochs": self._origins, "key": key},
         )
+
+
+def _is_constant(cue: CueFeatures) -> bool:
+    rows = cue.features[cue.valid]
+    if len(rows) < 2:
+        return False
+    return bool(np.ptp(rows, axis=0).max() <= _CONSTANT * np.abs(rows[0]).max())
 
 
 def _read_cue_file(path: Path, count: int) -> CueFeatures:

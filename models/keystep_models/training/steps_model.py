@@ -5,6 +5,7 @@ B videos, N frames, D values of a raw feature.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +102,11 @@ class StepsModel(nn.Module):
         return projected
 
     def save(self, path: Path, **more: Any) -> None:
-        """Write weights, sizes and settings to a file; the same model gives the same bytes."""
+        """Write weights, sizes and settings to a file; the same model gives the same bytes.
+
+        Raises:
+            OSError: The disk does not take it.
+        """
         document = {
             "format_version": FORMAT_VERSION,
             "sizes": self.sizes,
@@ -109,8 +114,11 @@ class StepsModel(nn.Module):
             "weights": self.state_dict(),
             **more,
         }
-        with path.open("wb") as file:  # given a path, torch writes its name into the file
-            torch.save(document, file)
+        # Given a path, torch writes its name into the file; given a file that is full, it raises
+        # an error of its own.
+        buffer = io.BytesIO()
+        torch.save(document, buffer)
+        path.write_bytes(buffer.getbuffer())
 
     @classmethod
     def load(cls, path: Path) -> StepsModel:
