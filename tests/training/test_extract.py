@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import typer
+from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
 torch = pytest.importorskip("torch", reason="training needs torch: make test-training installs it")
@@ -213,3 +215,44 @@ def test_train_steps_and_evaluate_work_on_a_feature_folder(tmp_path: Path) -> No
         write_video(tmp_path / "more", with_cue(sensors_only(f"v{seed}", seconds=12), gaze))
     with pytest.raises(DataError, match="was not trained on cue 'gaze'"):
         keystep("evaluate", "tau", "--features", tmp_path / "more", *runs, "--cues", "gaze")
+
+
+def write_mean_colour(folder: Path) -> Path:
+    """A model on one picture, made here: the mean of each channel."""
+    nodes = [
+        helper.make_node("Cast", ["frames"], ["pixels"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["pixels"], ["vector"], axes=[1, 2], keepdims=0),
+    ]
+    shapes: dict[str, list[Any]] = {"frames": ["batch", 6, 8, 3], "vector": ["batch", 3]}
+    frames, vector = (
+        helper.make_tensor_value_info(name, kind, shapes[name])
+        for name, kind in (("frames", TensorProto.UINT8), ("vector", TensorProto.FLOAT))
+    )
+    graph = helper.make_graph(nodes, "test", [frames], [vector])
+    opset = [helper.make_opsetid("", 17)]
+    content = helper.make_model(graph, opset_imports=opset, ir_version=9).SerializeToString()
+    (folder / "m.onnx").write_bytes(content)
+    manifest = {
+        "name": "colour", "version": "1", "file": "m.onnx", "licence": "Apache-2.0",
+        "sha256": hashlib.sha256(content).hexdigest(), "source": "a test", "rate_hz": 10.0,
+        "inputs": [{"name": "frames", "dtype": "uint8", "shape": shapes["frames"]}],
+        "outputs": [{"name": "vector", "dtype": "float32", "shape": shapes["vector"]}],
+        "preprocessing": {},
+    }  # fmt: skip
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder / "manifest.json"
+
+
+def test_cues_of_ones_own_and_alignment_go_the_whole_way(tmp_path: Path) -> None:
+    (tmp_path / "poses").mkdir()
+    np.save(tmp_path / "poses" / "pour_coffee.npy", np.random.default_rng(0).random((96, 34)))
+    keystep(
+        *("extract", COFFEE, "--out", tmp_path / "out", *FAST, "--progress", "none"),
+        *("--cues", "motion,colour,pose", "--soft-dtw", 0.5),
+        *("--cue-model", f"colour={write_mean_colour(tmp_path)}"),
+        *("--cue-file", f"pose={tmp_path / 'poses'}"),
+    )
+    document = json.loads((tmp_path / "out" / "pour_coffee" / "key_steps.json").read_text())
+    assert document["key_steps"]
+    assert set(document["provenance"]["cues"]) == {"motion", "colour", "pose"}
+    assert document["provenance"]["training"]["soft_dtw"] == 0.5

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import resource
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs torch: make test-training installs it")
 
 from keystep_capture.errors import DataError  # noqa: E402
+from keystep_capture.samples.catalogue import find_sample  # noqa: E402
 from keystep_models.steps.cue_extraction import CueChoice  # noqa: E402
 from keystep_models.steps.recording_source import Moment, open_recording  # noqa: E402
 from keystep_models.steps.settings import ExtractionSettings, TrainingSettings  # noqa: E402
@@ -145,3 +148,18 @@ def test_a_full_disk_leaves_no_result_and_the_next_call_makes_it(
     assert not list(tmp_path.rglob("key_steps.json"))
     assert not list(tmp_path.rglob("model.pt"))
     assert run([source], chosen)["full"]["key_steps"] > 0
+
+
+def test_the_command_tells_of_a_model_that_is_none_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    clip = find_sample("pour-coffee").video_path
+    arguments = ["extract", str(clip), "--cues", "motion,mine", "--out", str(tmp_path / "out")]
+    arguments += ["--cue-model", f"mine={tmp_path / 'manifest.json'}"]
+    run_it = (
+        f"import sys; sys.argv[1:] = {arguments!r}; from keystep_capture.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", run_it], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.strip().count("\n") == 0
+    assert "is not a model manifest" in done.stderr
+    assert not list(tmp_path.rglob("key_steps.json"))
