@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Final
+from typing import Any, Final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -61,9 +62,30 @@ class EmissionSettings:
         if any(value < 0 for value in self.part_strengths.values()):
             raise ConfigError("part_strengths must be 0 or more")
 
-    def as_document(self) -> dict[str, object]:
+    def as_document(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return asdict(self)
+        return {**asdict(self), "unit_parts": list(self.unit_parts)}
+
+    @classmethod
+    def from_document(cls, document: dict[str, Any]) -> EmissionSettings:
+        """The inverse of `as_document`; ConfigError for unknown names or wrong types."""
+        try:
+            return msgspec.convert(document, _Checked).settings()
+        except (msgspec.ValidationError, TypeError) as error:
+            raise ConfigError(f"emission settings: {error}") from error
+
+
+class _Checked(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    components: int
+    shrinkage: float
+    tail: float
+    strength: float
+    part_strengths: dict[str, float]
+    unit_parts: tuple[str, ...]
+    strange_factor: float
+
+    def settings(self) -> EmissionSettings:
+        return EmissionSettings(**msgspec.structs.asdict(self))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -46,7 +46,8 @@ class ProcedureStep:
 
     `expected` says whether the procedure asks for it; the others can only be seen, not followed.
     An `optional` step may be left out, a `repeatable` one may happen again, an `undoable` one may
-    be taken back. `requires` are the ids of steps that are expected before this one.
+    be taken back. `requires` are the ids of steps that are expected before this one. `picture` is a
+    file beside the procedure's that shows the step.
     """
 
     id: int
@@ -58,6 +59,7 @@ class ProcedureStep:
     repeatable: bool = False
     undoable: bool = True
     requires: tuple[int, ...] = ()
+    picture: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +67,8 @@ class Procedure:
     """The steps of one task, its initial state and what its detector's classes stand for.
 
     `states[class_id]` is the component vector of a detector class, or None where the class has
-    none (background, error state). `task` names the variant of the work ("assy", "main").
+    none (background, error state). `task` names the variant of the work ("assy", "main"). `bundle` is
+    the id of the bundle that recognises the steps from embeddings, where there is one.
     Raises DataError when the parts contradict each other.
     """
 
@@ -75,6 +78,7 @@ class Procedure:
     component_count: int
     initial_state: ComponentState
     states: tuple[ComponentState | None, ...] = ()
+    bundle: str | None = None
     _step_by_change: Mapping[tuple[int, StepKind], ProcedureStep] = field(
         init=False, repr=False, compare=False
     )
@@ -109,7 +113,7 @@ class Procedure:
     def __reduce__(self) -> tuple[Callable[..., Procedure], tuple[Any, ...]]:
         """Pickle and copy by the public fields; the look-up tables are rebuilt."""
         values = (self.name, self.task, self.steps, self.component_count)
-        return _rebuild, (*values, self.initial_state, self.states)
+        return _rebuild, (*values, self.initial_state, self.states, self.bundle)
 
     def check_state(self, state: Sequence[int], what: str = "state") -> None:
         """Raise DataError, naming `what`, unless `state` is one of this procedure's vectors."""
@@ -207,6 +211,7 @@ def _rebuild(
     component_count: int,
     initial_state: ComponentState,
     states: tuple[ComponentState | None, ...],
+    bundle: str | None,
 ) -> Procedure:
     return Procedure(
         name=name,
@@ -215,6 +220,7 @@ def _rebuild(
         component_count=component_count,
         initial_state=initial_state,
         states=states,
+        bundle=bundle,
     )
 
 

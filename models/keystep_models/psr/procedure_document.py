@@ -15,6 +15,7 @@ class without a state (background, error state).
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,12 +37,16 @@ from keystep_models.psr.text_files import parse_json, plain, read_text, shown
 
 SCHEMA_VERSION: Final = 1
 
+_BUNDLE: Final = re.compile(r"[0-9a-f]{64}")
+_PICTURE: Final = re.compile(
+    r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}/){0,4}[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}"
+)
 _MAX_CYCLES: Final = 5  # that are written out, and of each at most so many steps:
 _MAX_CYCLE_STEPS: Final = 10
 
 
 class StepEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One step of a document; see `ProcedureStep`."""
+    """One step of a document; see `ProcedureStep`. `picture` is a file beside the document."""
 
     id: int
     title: str
@@ -52,10 +57,14 @@ class StepEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     repeatable: bool = False
     undoable: bool = True
     requires: list[int] = []
+    picture: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class ProcedureDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A procedure as a file holds it; its parts may contradict each other (`find_problems`)."""
+    """A procedure as a file holds it; its parts may contradict each other (`find_problems`).
+
+    `bundle` is the id of the bundle that recognises the steps (docs/guidance.md).
+    """
 
     keystep_procedure: int
     name: str
@@ -64,6 +73,7 @@ class ProcedureDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     initial_state: list[int]
     steps: list[StepEntry]
     detector_states: list[list[int] | None] = []
+    bundle: str | msgspec.UnsetType = msgspec.UNSET
 
 
 def read_document(path: str | Path) -> ProcedureDocument:
@@ -123,12 +133,14 @@ def to_procedure(document: ProcedureDocument) -> Procedure:
                 repeatable=step.repeatable,
                 undoable=step.undoable,
                 requires=tuple(step.requires),
+                picture=step.picture or None,
             )
             for step in document.steps
         ),
         component_count=len(document.components),
         initial_state=tuple(document.initial_state),
         states=tuple(None if s is None else tuple(s) for s in document.detector_states),
+        bundle=document.bundle or None,
     )
 
 
@@ -140,6 +152,7 @@ def of_procedure(procedure: Procedure) -> ProcedureDocument:
         task=procedure.task,
         initial_state=procedure.initial_state,
         states=procedure.states,
+        bundle=procedure.bundle,
     )
 
 
@@ -150,6 +163,7 @@ def of_steps(
     task: str,
     initial_state: ComponentState,
     states: Sequence[ComponentState | None] = (),
+    bundle: str | None = None,
 ) -> ProcedureDocument:
     """A document of these parts, which may contradict each other (`find_problems`)."""
     names = _component_names(steps, len(initial_state))
@@ -171,9 +185,11 @@ def of_steps(
                 repeatable=step.repeatable,
                 undoable=step.undoable,
                 requires=list(step.requires),
+                picture=step.picture or msgspec.UNSET,
             )
             for step in steps
         ],
+        bundle=bundle or msgspec.UNSET,
     )
 
 
@@ -209,6 +225,8 @@ def find_problems(document: ProcedureDocument) -> list[str]:
 
 def _structure_problems(document: ProcedureDocument) -> Iterator[str]:
     count = len(document.components)
+    if document.bundle and not _BUNDLE.fullmatch(document.bundle):
+        yield f"bundle: expected the 64 hex digits of a bundle's id, got {shown(document.bundle)}"
     if not document.steps:
         yield "expected at least one step, got none"
     times = Counter(document.components)
@@ -239,6 +257,8 @@ def _reference_problems(document: ProcedureDocument) -> Iterator[str]:
     ids = {step.id for step in document.steps}
     components = set(document.components)
     for step in document.steps:
+        if step.picture and not _PICTURE.fullmatch(step.picture):
+            yield f"{_named(step)}: {shown(step.picture)} cannot be a picture's path"
         if step.id < 0:
             yield f"{_named(step)}: expected an id of 0 or more"
         if step.component not in components:
