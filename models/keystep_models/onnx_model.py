@@ -201,6 +201,11 @@ class OnnxModel:
         return self._manifest
 
     @property
+    def session(self) -> onnxruntime.InferenceSession:
+        """For those that bind buffers of their own, as `keystep_models.incremental` does."""
+        return self._session
+
+    @property
     def sha256(self) -> str:
         """Hash of the model file, hex."""
         return self._manifest.sha256

@@ -11,9 +11,10 @@ from typing import Any, Literal, TypeAlias, get_args, get_type_hints
 from keystep_capture.errors import ConfigError
 
 EncoderKind: TypeAlias = Literal["transformer", "lstm", "tcn"]
-PositionKind: TypeAlias = Literal["frame", "none", "after_mlp"]
+PositionKind: TypeAlias = Literal["frame", "none", "after_mlp", "age"]
 WindowKind: TypeAlias = Literal["sigma", "sampled", "union_negatives", "union"]
 ClusteringKind: TypeAlias = Literal["kmeans", "finch"]
+SpacingKind: TypeAlias = Literal["chunks", "live"]
 SamplingKind: TypeAlias = Literal["nearest", "ils"]
 
 PairWeights: TypeAlias = tuple[tuple[str, str, float], ...]
@@ -28,9 +29,10 @@ class TrainingSettings:
         bootstrap: Cues whose raw features widen the window; empty: the anchor's.
         encoder: Of every cue.
         position: "frame" adds the encoding of the frame index to the raw feature, "none" nothing,
-            "after_mlp" adds it behind a layer that learns (table 11's weaker variant).
+            "after_mlp" adds it behind a layer that learns (table 11's weaker variant), "age"
+            (transformers) lowers attention by the distance in frames instead (ALiBi).
         causal: Whether a frame sees only itself and earlier ones.
-        context: For a causal transformer: how many frames a frame sees; 0: all earlier ones.
+        context: For a causal transformer: frame i sees i - context + 1 to i; 0: all earlier ones.
         window: Variant of table 10.
         sigma_seconds: Half-width of the temporal window, s.
         margin: Distance up to which negatives are pushed apart.
@@ -39,7 +41,11 @@ class TrainingSettings:
         soft_dtw: Weight of the alignment of the anchor cue's features between the videos of a
             batch (section E.2); 0: without it.
         extent: Fraction of a video that a sample spans (beta).
-        chunk_count: Frames of a sample (N); videos with fewer frames repeat some.
+        chunk_count: Frames of a sample (N). "chunks": videos with fewer frames repeat some;
+            "live": all samples of a batch are as short as the shortest video.
+        spacing: "chunks" draws a frame from each of N equal parts of a video, as published;
+            "live" takes N frames one after the other, as they come live.
+        tempo: "live" only: a sample is played slower or faster, by up to this factor; 1: never.
         batch_size: Videos of a step.
         epochs: An epoch draws max(batch_size, videos) videos with replacement.
         learning_rate: Of Adam.
@@ -61,6 +67,8 @@ class TrainingSettings:
     soft_dtw: float = 0.0
     extent: float = 1.0
     chunk_count: int = 1024
+    spacing: SpacingKind = "chunks"
+    tempo: float = 1.0
     batch_size: int = 4
     epochs: int = 300
     learning_rate: float = 1e-3
@@ -89,6 +97,10 @@ class TrainingSettings:
             raise ConfigError("context is for causal transformers and must be 0 or more")
         if self.context and self.encoder != "transformer":
             raise ConfigError("context is for causal transformers and must be 0 or more")
+        if self.position == "age" and self.encoder != "transformer":
+            raise ConfigError("position age is for transformers")
+        if not 1.0 <= self.tempo <= 4.0 or (self.tempo > 1.0 and self.spacing != "live"):
+            raise ConfigError(f"tempo must be 1 to 4 and goes with live spacing, got {self.tempo}")
         if any(epoch < 1 for epoch in self.drop_epochs):
             raise ConfigError(f"drop_epochs must be 1 or more, got {self.drop_epochs}")
 

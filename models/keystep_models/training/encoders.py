@@ -18,7 +18,10 @@ from keystep_models.steps.settings import EncoderKind, PositionKind
 WIDTH = 128
 """Size of adapted and projected features (D)."""
 _LAYERS = 2
-_HEADS = 2
+HEADS = 2
+AGE_SLOPES = tuple(2.0 ** (-8.0 * (head + 1) / HEADS) for head in range(HEADS))
+"""Position "age": by how much a tick's distance lowers a score, per head (ALiBi, Press et al. 2022,
+arXiv:2108.12409): 1/16 and 1/256."""
 _TCN_DILATIONS = (1, 2, 4, 8, 16, 32)
 
 
@@ -32,15 +35,18 @@ def position_encoding(frames: Tensor, size: int) -> Tensor:
     Returns:
         float32 [..., size]: sines at even, cosines at odd places.
     """
-    half = (size + 1) // 2
-    steps = torch.arange(half, device=frames.device, dtype=torch.float32)
-    rates = torch.exp(steps * (-2.0 * math.log(10_000.0) / size))
-    angle = frames[..., None].float() * rates
+    angle = frames[..., None].float() * position_rates(size).to(frames.device)
     encoding = angle.new_empty(*angle.shape, 2)
     # Made in one piece and copied: half the time of torch.sin(out=) with gaps between
     encoding[..., 0] = angle.sin()
     encoding[..., 1] = angle.cos_()
     return encoding.flatten(-2)[..., :size]
+
+
+def position_rates(size: int) -> Tensor:
+    """Angles a frame adds in an encoding of `size` values, float32 [(size + 1) // 2]."""
+    steps = torch.arange((size + 1) // 2, dtype=torch.float32)
+    return torch.exp(steps * (-2.0 * math.log(10_000.0) / size))
 
 
 class CueEncoder(nn.Module):
@@ -61,9 +67,11 @@ class CueEncoder(nn.Module):
             feature_size: Values of a raw feature (D_i).
             kind: Of the temporal layers.
             position: "frame" adds the encoding of the frame index to the raw feature, "none"
-                adds nothing, "after_mlp" adds it behind a layer that learns (table 11).
+                adds nothing, "after_mlp" adds it behind a layer that learns (table 11), "age"
+                (transformers) lowers attention scores by the distance in frames instead.
             causal: Whether a frame sees only itself and earlier ones.
-            context: For a causal transformer: how many frames, its own included, a frame sees.
+            context: For a causal transformer: frame i sees those of i - context + 1 to i by
+                their frame indices, so that what it sees does not depend on which are missing.
 
         Raises:
             ValueError: An option is unknown or does not fit the others.
@@ -73,6 +81,8 @@ class CueEncoder(nn.Module):
             raise ValueError(f"no encoder {kind!r} with position encoding {position!r}")
         if context is not None and not (causal and kind == "transformer" and context > 0):
             raise ValueError("context is for causal transformers and at least 1")
+        if position == "age" and kind != "transformer":
+            raise ValueError("position 'age' is for transformers")
         self.feature_size = feature_size
         self.position = position
         self.before: nn.Module | None = None
@@ -81,7 +91,8 @@ class CueEncoder(nn.Module):
         self.inward = nn.Linear(WIDTH if self.before else feature_size, WIDTH)
         self.temporal: nn.Module
         if kind == "transformer":
-            self.temporal = _Transformer(causal=causal, context=context)
+            slopes = AGE_SLOPES if position == "age" else None
+            self.temporal = _Transformer(causal=causal, context=context, slopes=slopes)
         elif kind == "lstm":
             self.temporal = _Lstm(causal=causal)
         else:
@@ -92,19 +103,19 @@ class CueEncoder(nn.Module):
 
         Args:
             raw: Raw features, float [B, N, feature_size].
-            frames: Frame indices, [B, N].
+            frames: Frame indices, [B, N], never decreasing.
 
         Returns:
             Adapted features, float [B, N, 128].
         """
         if self.before is not None:
             raw = self.before(raw)
-        if self.position == "none":
+        if self.position in ("none", "age"):
             inner = self.inward(raw * math.sqrt(WIDTH))
         else:
             encoding = position_encoding(frames, raw.shape[-1]).to(raw.dtype)
             inner = self.inward(encoding.add_(raw, alpha=math.sqrt(WIDTH)))
-        adapted: Tensor = self.temporal(inner)
+        adapted: Tensor = self.temporal(inner, frames)
         return adapted
 
 
@@ -122,21 +133,38 @@ class Projection(nn.Sequential):
 class _Transformer(nn.Module):
     """Post-norm transformer layers."""
 
-    def __init__(self, *, causal: bool, context: int | None) -> None:
+    def __init__(
+        self, *, causal: bool, context: int | None, slopes: tuple[float, ...] | None
+    ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(_TransformerLayer() for _ in range(_LAYERS))
         self._causal = causal
         self._context = context
+        self._slopes = slopes
 
-    def forward(self, x: Tensor) -> Tensor:
-        mask = None
-        if self._context is not None:
-            place = torch.arange(x.shape[1], device=x.device)
-            age = place[:, None] - place[None, :]
-            mask = (age >= 0) & (age < self._context)
+    def forward(self, x: Tensor, frames: Tensor) -> Tensor:
+        mask = self._mask(frames)
         for layer in self.layers:
             x = layer(x, mask, self._causal and mask is None)
         return x
+
+    def _mask(self, frames: Tensor) -> Tensor | None:
+        """What every frame sees, bool [B, 1, N, N], or what is added to scores, [B, heads, N, N].
+
+        None: all, or, of a causal one, all earlier.
+        """
+        if self._context is None and self._slopes is None:
+            return None
+        age = (frames[:, :, None] - frames[:, None, :])[:, None]
+        seen = torch.ones_like(age, dtype=torch.bool)
+        if self._causal:
+            seen = seen.tril()
+        if self._context is not None:
+            seen &= age < self._context
+        if self._slopes is None:
+            return seen
+        slopes = torch.tensor(self._slopes, device=frames.device)[:, None, None]
+        return (-slopes * age.abs()).masked_fill(~seen, -math.inf)
 
 
 class _TransformerLayer(nn.Module):
@@ -153,7 +181,7 @@ class _TransformerLayer(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
         batch, count, _ = x.shape
-        heads = self.queries_keys_values(x).view(batch, count, 3, _HEADS, WIDTH // _HEADS)
+        heads = self.queries_keys_values(x).view(batch, count, 3, HEADS, WIDTH // HEADS)
         queries, keys, values = heads.permute(2, 0, 3, 1, 4)
         seen = functional.scaled_dot_product_attention(
             queries, keys, values, attn_mask=mask, is_causal=causal
@@ -173,7 +201,7 @@ class _Lstm(nn.Module):
             WIDTH, width, num_layers=_LAYERS, batch_first=True, bidirectional=not causal
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, frames: Tensor) -> Tensor:
         adapted: Tensor = self.lstm(x)[0]
         return adapted
 
@@ -189,7 +217,7 @@ class _Tcn(nn.Module):
         self.mixers = nn.ModuleList(nn.Conv1d(WIDTH, WIDTH, 1) for _ in _TCN_DILATIONS)
         self._causal = causal
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, frames: Tensor) -> Tensor:
         lanes = x.transpose(1, 2)
         layers = zip(_TCN_DILATIONS, self.convolutions, self.mixers, strict=True)
         for dilation, convolution, mixer in layers:
