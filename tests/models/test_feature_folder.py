@@ -26,7 +26,12 @@ from keystep_models.steps.settings import (
     preset,
     with_changes,
 )
-from keystep_models.steps.temporal_sampling import evaluation_frames, sample_frames
+from keystep_models.steps.temporal_sampling import (
+    evaluation_frames,
+    live_count,
+    live_frames,
+    sample_frames,
+)
 
 
 def some_video(name: str = "one", count: int = 20) -> VideoFeatures:
@@ -50,6 +55,17 @@ def some_video(name: str = "one", count: int = 20) -> VideoFeatures:
         labels=np.arange(count, dtype=np.int64) // 7,
         notes=("a note",),
     )
+
+
+@pytest.mark.parametrize("tempo", [0.5, 1.0, 1.7])
+def test_live_frames_follow_each_other_at_a_tempo(tempo: float) -> None:
+    rng = np.random.default_rng(0)
+    whole, ticks = live_frames(100, live_count(100, tempo), tempo, rng)
+    assert (whole[0], ticks.tolist()) == (0, list(range(len(whole))))
+    assert 98 <= whole[-1] <= 99
+    assert set(np.diff(whole)) <= {int(tempo), int(np.ceil(tempo))}
+    starts = {int(live_frames(100, 10, tempo, rng)[1][0]) for _ in range(50)}
+    assert len(starts) > 10
 
 
 def test_a_video_comes_back_and_its_features_are_memory_mapped(tmp_path: Path) -> None:

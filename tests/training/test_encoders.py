@@ -54,11 +54,46 @@ def test_bounded_context_forgets() -> None:
     torch.testing.assert_close(difference[17:], torch.zeros(23))
 
 
+def test_the_context_is_counted_in_frame_indices() -> None:
+    torch.manual_seed(0)
+    encoder = CueEncoder(16, causal=True, context=4, position="none").eval()
+    raw = torch.randn(1, 3, 16)
+    near = encoder(raw, torch.tensor([[0, 1, 4]]))
+    far = encoder(raw, torch.tensor([[0, 1, 5]]))
+    alone = encoder(raw[:, 2:], torch.tensor([[0]]))
+    assert not torch.allclose(near[:, 2], far[:, 2])  # 4 still sees 1
+    torch.testing.assert_close(far[:, 2], alone[:, 0])
+
+
+@pytest.mark.parametrize("position", ["none", "age"])
+def test_relative_positions_do_not_know_when_a_session_began(position: Any) -> None:
+    torch.manual_seed(0)
+    encoder = CueEncoder(16, causal=True, context=8, position=position).eval()
+    raw, frames = torch.randn(1, 30, 16), torch.arange(30)[None]
+    torch.testing.assert_close(encoder(raw, frames), encoder(raw, frames + 5000))
+
+
+@pytest.mark.parametrize("position", ["frame", "age"])
+@pytest.mark.parametrize("context", [None, 300])
+def test_attending_in_blocks_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, position: Any, context: int | None
+) -> None:
+    torch.manual_seed(0)
+    encoder = CueEncoder(16, causal=True, context=context, position=position).eval()
+    raw, frames = torch.randn(2, 900, 16), torch.arange(900)[None].repeat(2, 1)
+    frames[1, 400:] += 250
+    whole = encoder(raw, frames)
+    monkeypatch.setattr("keystep_models.training.encoders._BLOCK", 128)
+    torch.testing.assert_close(encoder(raw, frames), whole)
+
+
 def test_the_input_layer_is_scaled_raw_plus_position() -> None:
     encoder = CueEncoder(16)
     raw, frames = torch.randn(2, 5, 16), torch.randint(0, 9000, (2, 5))
     plain = encoder.inward(raw * math.sqrt(128) + position_encoding(frames, 16))
-    torch.testing.assert_close(encoder(raw, frames), encoder.temporal(plain), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        encoder(raw, frames), encoder.temporal(plain, frames), atol=1e-4, rtol=1e-4
+    )
 
 
 def test_projections_are_unit_vectors() -> None:
@@ -68,8 +103,14 @@ def test_projections_are_unit_vectors() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"kind": "gru"}, {"position": "clock"}, {"context": 8}, {"causal": True, "context": 0}],
+    [
+        {"kind": "gru"},
+        {"position": "clock"},
+        {"context": 8},
+        {"causal": True, "context": 0},
+        {"kind": "lstm", "position": "age"},
+    ],
 )
 def test_unknown_options_are_refused(options: Any) -> None:
-    with pytest.raises(ValueError, match=r"no encoder|context"):
+    with pytest.raises(ValueError, match=r"no encoder|context|transformers"):
         CueEncoder(16, **options)

@@ -44,13 +44,20 @@ BootstrapOption: TypeAlias = Annotated[
 ]
 EncoderOption: TypeAlias = Annotated[str | None, typer.Option(help="transformer, lstm or tcn.")]
 PositionOption: TypeAlias = Annotated[
-    str | None, typer.Option(help="Position encoding: frame, none or after_mlp.")
+    str | None, typer.Option(help="Position encoding: frame, age, none or after_mlp.")
 ]
 CausalOption: TypeAlias = Annotated[
     bool, typer.Option("--causal", help="A frame sees no later one.")
 ]
 ContextOption: TypeAlias = Annotated[
-    int | None, typer.Option(help="For --causal transformers: frames that one sees.")
+    int | None,
+    typer.Option(help="For --causal transformers: how many frames one sees, its own too."),
+]
+SpacingOption: TypeAlias = Annotated[
+    str | None, typer.Option(help="Samples: chunks (spread over a video) or live (tick by tick).")
+]
+TempoOption: TypeAlias = Annotated[
+    float | None, typer.Option(help="Live spacing: play samples up to so much faster or slower.")
 ]
 WindowOption: TypeAlias = Annotated[
     str | None, typer.Option(help="sigma, sampled, union_negatives or union.")
@@ -104,7 +111,7 @@ def training_settings(preset: str, seed: int, causal: bool, **changes: Any) -> T
     return with_changes(
         settings,
         seed=seed,
-        causal=causal,
+        causal=causal or None,
         drop_epochs=drops_at,
         pair_weights=None if pairs is None else parse_pair_weights(pairs),
         **changes,

@@ -240,4 +240,8 @@ PRESETS: dict[str, TrainingSettings] = {
     "published": TrainingSettings(),
     # Minutes on two CPU cores; shorter sequences and a sixth of the steps.
     "small": TrainingSettings(chunk_count=512, epochs=100, drop_epochs=(80,)),
+    # Encoders that run tick by tick, trained as they are used then.
+    "live": TrainingSettings(
+        causal=True, context=1024, spacing="live", position="age", epochs=100, drop_epochs=(80,)
+    ),
 }

@@ -33,6 +33,38 @@ def sample_frames(
     return np.minimum(places.astype(np.int64), frame_count - 1)
 
 
+def live_frames(
+    frame_count: int, count: int, tempo: float, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Frames for training as they come live: one after the other, perhaps played at another tempo.
+
+    Args:
+        frame_count: Frames of the video (T), at least 1.
+        count: Frames to take (N), at most `live_count(frame_count, tempo)`.
+        tempo: Frames of the video a tick moves on by; 1: as recorded, 2: a wearer twice as fast.
+        rng: Draws where the stretch begins.
+
+    Returns:
+        Frame indices, and the ticks at which a live session of that tempo would have come to
+        them, both int64 (N,); the ticks lie one after the other.
+    """
+    ticks_there = live_count(frame_count, tempo)
+    if not 1 <= count <= ticks_there:
+        raise ConfigError(f"cannot take {count} ticks of {ticks_there}")
+    ticks = int(rng.integers(ticks_there - count + 1)) + np.arange(count, dtype=np.int64)
+    return np.minimum((ticks * tempo).astype(np.int64), frame_count - 1), ticks
+
+
+def live_count(frame_count: int, tempo: float) -> int:
+    """Ticks of a video that is played at a tempo."""
+    return max(1, int(np.ceil(frame_count / tempo)))
+
+
+def draw_tempo(limit: float, rng: np.random.Generator) -> float:
+    """A tempo between 1 / limit and limit, its logarithm drawn evenly."""
+    return float(np.exp(rng.uniform(-1.0, 1.0) * np.log(limit)))
+
+
 def evaluation_frames(frame_count: int, stride: int = 2) -> NDArray[np.int64]:
     """Frames for evaluation: the centre of each chunk of `stride` frames; at least one frame.
 

@@ -7,7 +7,7 @@ raw feature before any learnable layer, so that the content cannot be ignored (t
 from __future__ import annotations
 
 import math
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,8 @@ HEADS = 2
 AGE_SLOPES = tuple(2.0 ** (-8.0 * (head + 1) / HEADS) for head in range(HEADS))
 """Position "age": by how much a tick's distance lowers a score, per head (ALiBi, Press et al. 2022,
 arXiv:2108.12409): 1/16 and 1/256."""
+_BLOCK = 2048
+"""Frames that attend at once where a mask is needed."""
 _TCN_DILATIONS = (1, 2, 4, 8, 16, 32)
 
 
@@ -130,6 +132,15 @@ class Projection(nn.Sequential):
         return functional.normalize(super().forward(adapted), dim=-1)
 
 
+class _View(NamedTuple):
+    """Frames that attend, those they may see, and the mask between them (None: no other limit)."""
+
+    own: slice
+    seen: slice
+    mask: Tensor | None
+    causal: bool
+
+
 class _Transformer(nn.Module):
     """Post-norm transformer layers."""
 
@@ -143,28 +154,39 @@ class _Transformer(nn.Module):
         self._slopes = slopes
 
     def forward(self, x: Tensor, frames: Tensor) -> Tensor:
-        mask = self._mask(frames)
+        views = self._views(frames)
         for layer in self.layers:
-            x = layer(x, mask, self._causal and mask is None)
+            x = layer(x, views)
         return x
 
-    def _mask(self, frames: Tensor) -> Tensor | None:
-        """What every frame sees, bool [B, 1, N, N], or what is added to scores, [B, heads, N, N].
-
-        None: all, or, of a causal one, all earlier.
-        """
+    def _views(self, frames: Tensor) -> list[_View]:
+        """What the frames see, block by block, so that long sessions need no square of memory."""
+        count = frames.shape[1]
         if self._context is None and self._slopes is None:
-            return None
-        age = (frames[:, :, None] - frames[:, None, :])[:, None]
-        seen = torch.ones_like(age, dtype=torch.bool)
+            return [_View(slice(0, count), slice(0, count), None, self._causal)]
+        views = []
+        for start in range(0, count, _BLOCK):
+            own = slice(start, min(start + _BLOCK, count))
+            first, last = 0, count
+            if self._context is not None:  # then it is causal
+                reach = frames[:, start, None] - self._context
+                first, last = int((frames <= reach).sum(1).min()), own.stop
+            seen = slice(first, last)
+            views.append(_View(own, seen, self._mask(frames, own, seen), False))
+        return views
+
+    def _mask(self, frames: Tensor, own: slice, seen: slice) -> Tensor:
+        """Bool [B, 1, N, M], or what is added to scores, [B, heads, N, M]."""
+        age = (frames[:, own, None] - frames[:, None, seen])[:, None]
+        mask = torch.ones_like(age, dtype=torch.bool)
         if self._causal:
-            seen = seen.tril()
+            mask = mask.tril(own.start - seen.start)
         if self._context is not None:
-            seen &= age < self._context
+            mask &= age < self._context
         if self._slopes is None:
-            return seen
+            return mask
         slopes = torch.tensor(self._slopes, device=frames.device)[:, None, None]
-        return (-slopes * age.abs()).masked_fill(~seen, -math.inf)
+        return (-slopes * age.abs()).masked_fill(~mask, -math.inf)
 
 
 class _TransformerLayer(nn.Module):
@@ -179,13 +201,21 @@ class _TransformerLayer(nn.Module):
         self.narrow = nn.Linear(WIDTH, WIDTH)
         self.norm_feed = nn.LayerNorm(WIDTH)
 
-    def forward(self, x: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    def forward(self, x: Tensor, views: list[_View]) -> Tensor:
         batch, count, _ = x.shape
         heads = self.queries_keys_values(x).view(batch, count, 3, HEADS, WIDTH // HEADS)
         queries, keys, values = heads.permute(2, 0, 3, 1, 4)
-        seen = functional.scaled_dot_product_attention(
-            queries, keys, values, attn_mask=mask, is_causal=causal
-        )
+        parts = [
+            functional.scaled_dot_product_attention(
+                queries[:, :, view.own],
+                keys[:, :, view.seen],
+                values[:, :, view.seen],
+                attn_mask=view.mask,
+                is_causal=view.causal,
+            )
+            for view in views
+        ]
+        seen = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
         x = self.norm_attention(x + self.out(seen.transpose(1, 2).reshape(batch, count, WIDTH)))
         fed: Tensor = self.norm_feed(x + self.narrow(functional.relu(self.wide(x))))
         return fed

@@ -33,6 +33,8 @@ class Batch:
         raw: Cue to raw features, float [B, N, D]; zeros where the cue is missing.
         valid: Cue to bool [B, N]; only cues that are missing somewhere.
         timestamps: Frame indices, int64 [B, N].
+        positions: The ticks that the encoders are told, int64 [B, N]: the frame indices unless
+            the videos are played at another tempo.
         num_frames: Frames of each whole video, int64 [B].
         rates_hz: Frames a second of each video, float64 [B].
     """
@@ -40,6 +42,7 @@ class Batch:
     raw: dict[str, Tensor]
     valid: dict[str, Tensor]
     timestamps: Tensor
+    positions: Tensor
     num_frames: Tensor
     rates_hz: Tensor
 
@@ -73,22 +76,22 @@ class StepsModel(nn.Module):
             )
             self.projections = nn.ModuleDict({cue: Projection() for cue in self.sizes})
 
-    def adapt(self, cue: str, raw: Tensor, timestamps: Tensor, valid: Tensor | None) -> Tensor:
+    def adapt(self, cue: str, raw: Tensor, positions: Tensor, valid: Tensor | None) -> Tensor:
         """Adapted features of one cue, float [B, N, 128].
 
         Where some frames lack the cue, each video's encoder sees the others only, as if the
-        sequence held no more than those (with their own frame indices); missing frames give zeros.
+        sequence held no more than those (with their own positions); missing frames give zeros.
         """
         encoder = self.encoders[cue]
         if valid is None:
-            adapted: Tensor = encoder(raw, timestamps)
+            adapted: Tensor = encoder(raw, positions)
             return adapted
         rows = []
         for video in range(len(raw)):
             places = valid[video].nonzero()[:, 0]
             row = raw.new_zeros(raw.shape[1], WIDTH)
             if len(places):
-                found = encoder(raw[video, places][None], timestamps[video, places][None])[0]
+                found = encoder(raw[video, places][None], positions[video, places][None])[0]
                 row = row.index_copy(0, places, found)
             rows.append(row)
         return torch.stack(rows)
@@ -97,7 +100,7 @@ class StepsModel(nn.Module):
         """Projected features of every cue, unit norm, float [B, N, 128]."""
         projected = {}
         for cue in self.sizes:
-            adapted = self.adapt(cue, batch.raw[cue], batch.timestamps, batch.valid.get(cue))
+            adapted = self.adapt(cue, batch.raw[cue], batch.positions, batch.valid.get(cue))
             projected[cue] = self.projections[cue](adapted)
         return projected
 
@@ -186,9 +189,15 @@ def feature_sizes(videos: list[VideoFeatures], cues: tuple[str, ...]) -> dict[st
 
 
 def gather(
-    videos: list[VideoFeatures], frames: list[NDArray[np.int64]], sizes: Mapping[str, int]
+    videos: list[VideoFeatures],
+    frames: list[NDArray[np.int64]],
+    sizes: Mapping[str, int],
+    positions: list[NDArray[np.int64]] | None = None,
 ) -> Batch:
-    """Some frames of some videos as a batch; `frames` holds as many for each video."""
+    """Some frames of some videos as a batch; `frames` holds as many for each video.
+
+    `positions` are what the encoders are told, the frames' indices by default.
+    """
     raw, valid = {}, {}
     for cue, size in sizes.items():
         features = np.zeros((len(videos), len(frames[0]), size), np.float32)
@@ -206,6 +215,7 @@ def gather(
         raw=raw,
         valid=valid,
         timestamps=torch.from_numpy(np.stack(frames)),
+        positions=torch.from_numpy(np.stack(positions or frames)),
         num_frames=torch.tensor([video.frame_count for video in videos]),
         rates_hz=torch.tensor([video.rate_hz for video in videos], dtype=torch.float64),
     )
@@ -219,7 +229,8 @@ def adapt_video(
     Args:
         model: Trained encoders.
         video: Its raw features.
-        stride: Every how many frames one is taken (2 as published).
+        stride: Every how many frames one is taken (2 as published). Encoders trained with live
+            spacing see all frames first, as they do live.
 
     Returns:
         The frames' indices, int64 (N,), and cue to features, float32 (N, 128), with where they
@@ -229,6 +240,9 @@ def adapt_video(
         DataError: A cue's size is not the model's.
     """
     frames = evaluation_frames(video.frame_count, stride)
+    live = model.settings.spacing == "live"
+    seen = np.arange(video.frame_count) if live else frames
+    taken = frames if live else np.arange(len(frames))
     found = {}
     for cue, size in model.sizes.items():
         if cue not in video.cues:
@@ -237,10 +251,10 @@ def adapt_video(
             raise DataError(
                 f"{video.name}: cue {cue!r} has {video.cues[cue].size} values, the model {size}"
             )
-        batch = gather([video], [frames], {cue: size})
+        batch = gather([video], [seen], {cue: size})
         valid = batch.valid.get(cue)
         with torch.inference_mode():
-            adapted = model.adapt(cue, batch.raw[cue], batch.timestamps, valid)[0]
-        there = np.ones(len(frames), np.bool_) if valid is None else valid[0].numpy()
-        found[cue] = (np.asarray(adapted.numpy(), np.float32), there)
+            adapted = model.adapt(cue, batch.raw[cue], batch.positions, valid)[0]
+        there = np.ones(len(seen), np.bool_) if valid is None else valid[0].numpy()
+        found[cue] = (np.asarray(adapted.numpy(), np.float32)[taken], there[taken])
     return frames, found

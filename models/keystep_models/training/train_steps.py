@@ -25,7 +25,12 @@ import torch
 from keystep_capture.errors import ConfigError, StateError
 from keystep_models.steps.feature_folder import VideoFeatures, atomic_path, write_json
 from keystep_models.steps.settings import TrainingSettings
-from keystep_models.steps.temporal_sampling import sample_frames
+from keystep_models.steps.temporal_sampling import (
+    draw_tempo,
+    live_count,
+    live_frames,
+    sample_frames,
+)
 from keystep_models.training.bmc2 import bmc2_loss
 from keystep_models.training.soft_dtw import alignment_loss
 from keystep_models.training.steps_model import (
@@ -161,9 +166,8 @@ def _epoch(
     for start in range(0, len(drawn), settings.batch_size):
         places = drawn[start : start + settings.batch_size]
         chosen = [videos[idx] for idx in places]
-        count = min(settings.chunk_count, max(video.frame_count for video in chosen))
-        frames = [sample_frames(v.frame_count, max(count, 2), settings.extent, rng) for v in chosen]
-        total, of_terms, share = _step(run, gather(chosen, frames, sizes), places, settings)
+        batch = _sample(chosen, sizes, settings, rng)
+        total, of_terms, share = _step(run, batch, places, settings)
         totals.append(total)
         terms.append(of_terms)
         inside.append(share)
@@ -174,6 +178,26 @@ def _epoch(
         "terms": {name: float(np.mean([t[name] for t in terms])) for name in terms[0]},
         "window": float(np.mean(inside)),
     }
+
+
+def _sample(
+    videos: list[VideoFeatures],
+    sizes: dict[str, int],
+    settings: TrainingSettings,
+    rng: np.random.Generator,
+) -> Batch:
+    """Some frames of each video."""
+    if settings.spacing == "live":
+        tempos = [draw_tempo(settings.tempo, rng) for _ in videos]
+        played = [live_count(v.frame_count, s) for v, s in zip(videos, tempos, strict=True)]
+        count = min(settings.chunk_count, *played)
+        drawn = [
+            live_frames(v.frame_count, count, s, rng) for v, s in zip(videos, tempos, strict=True)
+        ]
+        return gather(videos, [f for f, _ in drawn], sizes, [ticks for _, ticks in drawn])
+    count = min(settings.chunk_count, max(video.frame_count for video in videos))
+    frames = [sample_frames(v.frame_count, max(count, 2), settings.extent, rng) for v in videos]
+    return gather(videos, frames, sizes)
 
 
 def _step(
