@@ -10,6 +10,7 @@ from keystep_models.commands.features_command import convert as convert_features
 from keystep_models.commands.procedure_commands import check, convert
 from keystep_models.commands.psr_run import run
 from keystep_models.commands.psr_score import score
+from keystep_models.commands.train_export_command import export
 from keystep_models.commands.train_steps_command import steps
 
 
@@ -27,6 +28,7 @@ def register(app: typer.Typer) -> None:
     train = typer.Typer(no_args_is_help=True, help="Train models (needs the [train] extra).")
     train.callback()(_group)
     train.command("steps")(steps)
+    train.command("export")(export)
     app.add_typer(train, name="train")
     evaluate = typer.Typer(no_args_is_help=True, help="Measure features against labels.")
     for name in ("ksl", "phase", "tau", "summary"):

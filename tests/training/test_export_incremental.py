@@ -8,17 +8,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from numpy.typing import NDArray
+from typer.testing import CliRunner
 
 torch = pytest.importorskip("torch", reason="training needs torch: make test-training installs it")
 
 from keystep_capture.errors import ConfigError, ModelError  # noqa: E402
+from keystep_models.cli import register  # noqa: E402
 from keystep_models.incremental.encoders import (  # noqa: E402
     Embeddings,
     IncrementalEncoders,
     Ticks,
 )
 from keystep_models.incremental.snapshot import SlotSnapshot  # noqa: E402
+from keystep_models.steps.feature_folder import (  # noqa: E402
+    CueFeatures,
+    VideoFeatures,
+    write_video,
+)
 from keystep_models.steps.settings import TrainingSettings  # noqa: E402
 from keystep_models.training.export_incremental import (  # noqa: E402
     Features,
@@ -131,6 +139,27 @@ def test_a_session_goes_on_from_a_snapshot(tmp_path: Path, taken_at: int) -> Non
     assert slot != other
     for frame in range(taken_at, 60):
         check(second.step(tick(features, slot, frame)), 0, expected, frame)
+
+
+def test_the_commands_train_and_export(tmp_path: Path) -> None:
+    folder = tmp_path / "features"
+    for seed in (0, 1):
+        found = made_up_features(SIZES, 40, seed)
+        cues = {cue: CueFeatures(features=raw, valid=valid) for cue, (raw, valid) in found.items()}
+        times_ns = np.arange(40, dtype=np.int64) * 10**8
+        write_video(
+            folder, VideoFeatures(name=f"v{seed}", rate_hz=10.0, times_ns=times_ns, cues=cues)
+        )
+    app, run = typer.Typer(), tmp_path / "run"
+    register(app)
+    training = f"train steps --features {folder} --out {run} --preset live --tempo 1.5 --epochs 2"
+    for words in (training, f"train export --model {run} --out {tmp_path / 'live'} --rate 10"):
+        result = CliRunner().invoke(app, [*words.split()])
+        assert result.exit_code == 0, result.exception
+    model = StepsModel.load(run / "model.pt")
+    assert (model.settings.context, model.settings.position) == (1024, "age")
+    encoders = IncrementalEncoders.load(tmp_path / "live" / "manifest.json", slot_count=1)
+    assert (encoders.spec.context, encoders.rate_hz) == (1024, 10.0)
 
 
 def test_a_graph_that_differs_from_torch_is_not_kept(

@@ -396,16 +396,23 @@ def _read_spec(model: OnnxModel) -> EncoderSpec:
         spec = msgspec.convert(model.manifest.preprocessing, EncoderSpec)
     except msgspec.ValidationError as error:
         raise ModelError(f"{name} is no model of incremental encoders: {error}") from error
-    inputs = {each.name for each in model.manifest.inputs}
-    wanted = {"slots", "places", "ages", *spec.layers, *(f"raw_{cue}" for cue in spec.cues)}
+    shapes = {each.name: each.shape for each in model.manifest.inputs if each.name != "frames"}
+    fixed = {  # what is not free in the inputs' shapes
+        "slots": (),
+        "places": (len(spec.cues), 3),
+        "ages": (len(spec.cues), spec.context),
+        **{f"raw_{cue}": (size,) for cue, size in spec.cues.items()},
+        **dict.fromkeys(spec.layers, (len(spec.cues), spec.context, spec.width)),
+    }
+    found = {key: tuple(n for n in shape if isinstance(n, int)) for key, shape in shapes.items()}
     outputs = ["adapted", *(f"{layer}_out" for layer in spec.layers)]
     if (
         spec.kind != KIND
-        or inputs - {"frames"} != wanted
+        or found != fixed
         or [each.name for each in model.manifest.outputs] != outputs
     ):
         raise ModelError(
-            f"{name} is no model of incremental encoders: expected inputs {sorted(wanted)} and "
+            f"{name} is no model of incremental encoders: expected inputs of sizes {fixed} and "
             f"outputs {outputs}; export it again"
         )
     return spec

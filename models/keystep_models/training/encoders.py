@@ -167,10 +167,10 @@ class _Transformer(nn.Module):
         views = []
         for start in range(0, count, _BLOCK):
             own = slice(start, min(start + _BLOCK, count))
-            first, last = 0, count
-            if self._context is not None:  # then it is causal
+            first, last = 0, own.stop if self._causal else count
+            if self._context is not None and start:
                 reach = frames[:, start, None] - self._context
-                first, last = int((frames <= reach).sum(1).min()), own.stop
+                first = int((frames <= reach).sum(1).min())
             seen = slice(first, last)
             views.append(_View(own, seen, self._mask(frames, own, seen), False))
         return views
