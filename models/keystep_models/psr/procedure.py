@@ -67,7 +67,7 @@ class Procedure:
     """The steps of one task, its initial state and what its detector's classes stand for.
 
     `states[class_id]` is the component vector of a detector class, or None where the class has
-    none (background, error state). `task` names the variant of the work ("assy", "main"). `bundle` is
+    none (background, error state). `task` names the variant ("assy", "main"). `bundle` is
     the id of the bundle that recognises the steps from embeddings, where there is one.
     Raises DataError when the parts contradict each other.
     """
