@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from keystep_models.commands import evaluate_command
+from keystep_models.commands.ablation_command import ablation
 from keystep_models.commands.extract_command import extract
 from keystep_models.commands.features_command import convert as convert_features
 from keystep_models.commands.procedure_commands import check, convert
@@ -33,6 +34,7 @@ def register(app: typer.Typer) -> None:
     evaluate = typer.Typer(no_args_is_help=True, help="Measure features against labels.")
     for name in ("ksl", "phase", "tau", "summary"):
         evaluate.command(name)(getattr(evaluate_command, name))
+    evaluate.command("ablation")(ablation)
     app.add_typer(evaluate, name="evaluate")
     features = typer.Typer(no_args_is_help=True, help="Feature folders of data sets.")
     features.callback()(_features)
