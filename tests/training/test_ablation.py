@@ -147,9 +147,9 @@ def test_fewer_recordings_are_measured_on_their_own_and_on_the_others(
     assert events[-1]["stage"] == "table"
     document = json.loads((tmp_path / "figure5.json").read_text())
     rows = {row["name"]: row for row in document["rows"]}
-    assert set(rows["1 recording"]["more"]) == {"own", "others"}
+    assert set(rows["1 recording"]["more"]) == {"own", "own raw", "own uniform", "others"}
     assert rows["all 4 recordings"]["more"] == {}
-    assert "trained on" in (tmp_path / "figure5.md").read_text()
+    assert "those trained on" in (tmp_path / "figure5.md").read_text()
 
 
 def test_drawn_recordings_are_nested_and_differ_between_seeds() -> None:

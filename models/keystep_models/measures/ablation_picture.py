@@ -9,12 +9,17 @@ from typing import Any
 from keystep_models.measures.ablation_report import AblationResult, AblationRow
 from keystep_models.steps.feature_folder import atomic_path
 
-_OURS, _PAPER, _SEED = "#2a78a5", "#b9b9b9", "#0d3d5a"
+_OURS, _PAPER, _SEED = "#9cc7e0", "#c9c9c9", "#0d3d5a"
+_CURVES = {
+    "own": ("those trained on", "#d98f2b", "o-"),
+    "own raw": ("raw features there", "#d98f2b", "^-."),
+    "own uniform": ("uniform there", "#d98f2b", "s--"),
+    "others": ("the other recordings", "#3f6fb5", "o-"),
+}
 _LINES = {
     "random": ("#999999", ":"),
     "uniform": ("#c0504d", "--"),
     "raw features": ("#7a5195", "-."),
-    "elapsed time, with labels": ("#d98f2b", "--"),
     "linear probe, with labels": ("#3b8f4a", "-"),
 }
 
@@ -34,6 +39,14 @@ def draw_ablation(result: AblationResult, path: Path, *, data: str, heading: str
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    if result.table.curve:
+        figure = Figure(figsize=(8.0, 4.6), dpi=110, layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        _draw_curve(axes, result)
+        axes.set_title(f"{heading}: F1 in %, {data}", fontsize=9, loc="left")
+        _finish(figure, axes, path)
+        return
     rows = result.rows
     published = [row.published[0] if row.published else None for row in rows]
     with_paper = any(value is not None for value in published)
@@ -46,10 +59,40 @@ def draw_ablation(result: AblationResult, path: Path, *, data: str, heading: str
         ours = figure.subplots()
     _draw_rows(ours, rows, result)
     ours.set_title(f"{heading}: F1 in %, {data}", fontsize=9, loc="left")
-    handles, labels = ours.get_legend_handles_labels()
+    _finish(figure, ours, path)
+
+
+def _finish(figure: Any, axes: Any, path: Path) -> None:
+    handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower left", ncols=3, fontsize=7, frameon=False)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
+
+
+def _draw_curve(axes: Any, result: AblationResult) -> None:
+    counts = {variant.name: variant.recordings for variant in result.table.variants}
+    places = [counts[row.name] for row in result.rows]
+    style: dict[str, Any] = {"capsize": 3, "lw": 1.5, "markersize": 4}
+    axes.errorbar(
+        places, [row.f1.mean for row in result.rows],
+        yerr=[row.f1.error or 0.0 for row in result.rows],
+        fmt="o-", color=_SEED, label="all recordings, ± standard error", **style,
+    )  # fmt: skip
+    for part, (name, colour, marks) in _CURVES.items():
+        there = [(counts[r.name], r.more[part]) for r in result.rows if part in r.more]
+        axes.errorbar(
+            [count for count, _ in there], [value.mean for _, value in there],
+            yerr=[value.error or 0.0 for _, value in there],
+            fmt=marks, color=colour, label=name, **style,
+        )  # fmt: skip
+    for floor in result.floors:
+        colour, line = _LINES.get(floor.name, ("#555555", ":"))
+        axes.axhline(floor.f1.mean, color=colour, ls=line, lw=1.2, label=floor.name)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(places, [str(place) for place in places])
+    axes.set_xlabel("recordings trained on", fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.set_ylim(bottom=0)
 
 
 def _draw_rows(axes: Any, rows: Sequence[AblationRow], result: AblationResult) -> None:

@@ -46,7 +46,7 @@ class AblationRow:
         verdict: Whether the difference to the reference has the paper's sign: "open" where it is
             within two standard errors of nothing (or the paper sees none).
         seeds: F1 in percent of each seed.
-        more: F1 on the recordings trained on and on the others, where there are others.
+        more: F1 on parts of the recordings, where not all were trained on.
     """
 
     name: str
@@ -166,7 +166,7 @@ def as_document(result: AblationResult) -> dict[str, Any]:
 def as_markdown(result: AblationResult, heading: str) -> str:
     """The results as a Markdown table, baselines first."""
     several = len({row.clusters for row in result.floors}) > 1
-    parts = [part for part in ("own", "others") if any(part in row.more for row in result.rows)]
+    parts = [part for part in _PART_TITLES if any(part in row.more for row in result.rows)]
     titles = ["", "F1", "IoU", *(_PART_TITLES[part] for part in parts)]
     titles += ["F1 minus reference", "paper: F1 / IoU", "paper: difference", "ordering"]
     reference = next(r.published for r in result.rows if r.name == result.table.reference)
@@ -186,7 +186,12 @@ def as_markdown(result: AblationResult, heading: str) -> str:
     return "\n".join([*lines, ""])
 
 
-_PART_TITLES = {"own": "F1, trained on", "others": "F1, the others"}
+_PART_TITLES = {
+    "own": "F1, those trained on",
+    "own raw": "raw features there",
+    "own uniform": "uniform there",
+    "others": "F1, the others",
+}
 
 
 def _f1(runs: Sequence[Scores]) -> list[float]:

@@ -54,7 +54,7 @@ class AblationTable:
         variants: Its rows.
         reference: Name of the row that the others are compared with.
         note: How it differs from the paper's.
-        axis: Name of the quantity that rows differ in, where they form a curve.
+        curve: Rows are drawn as a curve over the number of recordings.
     """
 
     key: str
@@ -62,7 +62,7 @@ class AblationTable:
     variants: tuple[Variant, ...]
     reference: str
     note: str = ""
-    axis: str = ""
+    curve: bool = False
 
     @property
     def cues(self) -> tuple[str, ...]:
@@ -118,7 +118,6 @@ def _context(base_chunks: int) -> AblationTable:
         variants=tuple(rows),
         reference=rows[3].name,
         note="N in the paper's proportion to the base: sessions are a tenth as long as MECCANO's.",
-        axis="N",
     )
 
 
@@ -126,7 +125,7 @@ def _recordings(recording_count: int) -> AblationTable:
     """Figure 5."""
     counts = [n for n in (1, 2, 4, 8, 16) if n < recording_count]
     rows = [_measured(f"{n} recording" + "s" * (n > 1), None, recordings=n) for n in counts] + [
-        _measured(f"all {recording_count} recordings", _BASE)
+        _measured(f"all {recording_count} recordings", _BASE, recordings=recording_count)
     ]
     return AblationTable(
         key="figure5",
@@ -135,7 +134,7 @@ def _recordings(recording_count: int) -> AblationTable:
         reference=rows[-1].name,
         note="Each seed draws which recordings; the number of training steps is the same, and all"
         " recordings are measured. The paper's figure has no numbers beside its curve.",
-        axis="recordings",
+        curve=True,
     )
 
 
@@ -185,7 +184,6 @@ def _cluster_counts() -> AblationTable:
             _measured(f"K = {count}", figure, clusters=count) for count, figure in figures.items()
         ),
         reference="K = 7",
-        axis="K",
     )
 
 
@@ -242,7 +240,6 @@ def _extents() -> AblationTable:
         title="Temporal extent",
         variants=(*rows, _row("beta = 1.0", _BASE)),
         reference="beta = 1.0",
-        axis="beta",
     )
 
 

@@ -21,8 +21,7 @@ from keystep_models.measures.ablation_report import (
     as_markdown,
     floor_rows,
 )
-from keystep_models.measures.ablation_tables import ANCHOR, AblationTable, Variant, find_tables
-from keystep_models.steps.adapted import join_cues
+from keystep_models.measures.ablation_tables import AblationTable, Variant, find_tables
 from keystep_models.steps.feature_folder import (
     VideoFeatures,
     atomic_path,
@@ -40,6 +39,7 @@ from keystep_models.training.ablation_runs import (
     data_digest,
     drawn_recordings,
     measurement_name,
+    raw_features,
     run_jobs,
     variant_settings,
 )
@@ -212,13 +212,8 @@ def _baselines(
     if key not in known:
         features, labels = [], []
         for video in videos:
+            raw = raw_features(video)
             frames = evaluation_frames(video.frame_count, STRIDE)
-            there = {
-                name: (cue.features[frames], cue.valid[frames])
-                for name, cue in video.cues.items()
-                if name == ANCHOR
-            }
-            raw = join_cues(there, (ANCHOR,))
             features.append(raw.features[raw.valid])
             labels.append(np.asarray(video.labels)[frames][raw.valid])
         known[key] = floors(

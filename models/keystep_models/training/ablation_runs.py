@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ import torch
 from numpy.typing import NDArray
 
 from keystep_capture.errors import DataError, StateError
-from keystep_models.measures.ablation_tables import Variant
+from keystep_models.measures.ablation_tables import ANCHOR, Variant
+from keystep_models.measures.baselines import uniform_clusters
+from keystep_models.measures.ksl import localize
 from keystep_models.measures.ksl_protocol import localize_videos
 from keystep_models.steps.adapted import JoinedFeatures, join_cues
 from keystep_models.steps.feature_folder import (
@@ -35,6 +38,7 @@ from keystep_models.steps.feature_folder import (
     write_json,
 )
 from keystep_models.steps.settings import TrainingSettings
+from keystep_models.steps.temporal_sampling import evaluation_frames
 from keystep_models.training.steps_model import StepsModel, adapt_video
 from keystep_models.training.train_steps import run_identity, train_steps
 
@@ -43,7 +47,8 @@ CLUSTERINGS = 3
 STRIDE = 2
 
 Scores = dict[str, dict[str, float]]
-"""Part of the recordings ("all", "own", "others") to measures."""
+"""Part of the recordings to measures: "all", and where not all were trained on, "own" and "others";
+"own raw" and "own uniform" are those baselines on the recordings trained on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +124,7 @@ def run_jobs(
         folder: Feature folder, with labels.
         runs: Where runs are kept.
         jobs: What to do; equal trainings are done once.
-        processes: Runs at a time.
+        processes: Runs at a time; one is done in this process.
         on_progress: Told the number of finished jobs, of all, and the one that has ended.
 
     Returns:
@@ -130,6 +135,14 @@ def run_jobs(
     """
     runs.mkdir(parents=True, exist_ok=True)
     found: dict[int, dict[str, Scores]] = {}
+    tell = on_progress or (lambda done, of, job: None)
+    if processes == 1:
+        store = RunStore(folder, runs)
+        with _one_thread():
+            for place, job in enumerate(jobs):
+                found[place] = store.scores(job)
+                tell(len(found), len(jobs), job)
+        return list(found.values())
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     with ProcessPoolExecutor(
         processes, mp_context=context, initializer=_begin_worker, initargs=(folder, runs)
@@ -143,8 +156,7 @@ def run_jobs(
                 for future in done:
                     place = waiting.pop(future)
                     found[place] = future.result()
-                    if on_progress is not None:
-                        on_progress(len(found), len(jobs), jobs[place])
+                    tell(len(found), len(jobs), jobs[place])
         except BaseException as error:  # Ctrl-C too: do not wait for runs of minutes
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
@@ -203,7 +215,7 @@ class RunStore:
             return StepsModel.load(folder / "model.pt")
         videos = [self._videos[name] for name in job.recordings]
         model = train_steps(videos, job.settings, folder)
-        (folder / "checkpoint.pt").unlink()  # three times the model's size, for hundreds of runs
+        (folder / "checkpoint.pt").unlink(missing_ok=True)  # three times the model's size, for hundreds of runs
         return model
 
     def _measure(
@@ -213,21 +225,30 @@ class RunStore:
         clusters: int,
         trained_on: tuple[str, ...],
     ) -> Scores:
-        names = list(self._videos)
-        own = [place for place, name in enumerate(names) if name in trained_on]
-        others = [place for place in range(len(names)) if place not in own]
-        parts = {"all": list(range(len(names)))}
-        if others:
-            parts |= {"own": own, "others": others}
-        return {
-            part: mean_scores(
-                [joined[place].features[joined[place].valid] for place in places],
-                [labels[place][joined[place].valid] for place in places],
+        def of(features: Sequence[JoinedFeatures], places: Sequence[int]) -> dict[str, float]:
+            return mean_scores(
+                [features[place].features[features[place].valid] for place in places],
+                [labels[place][features[place].valid] for place in places],
                 self._keysteps,
                 clusters,
             )
-            for part, places in parts.items()
-        }
+
+        names = list(self._videos)
+        own = [place for place, name in enumerate(names) if name in trained_on]
+        others = [place for place in range(len(names)) if place not in own]
+        found = {"all": of(joined, range(len(names)))}
+        if others:
+            raw = [raw_features(video) for video in self._videos.values()]
+            truth = np.concatenate([labels[place] for place in own])
+            pieces = [uniform_clusters(len(labels[place]), clusters) for place in own]
+            uniform = localize(truth, np.concatenate(pieces), self._keysteps, clusters)
+            found |= {
+                "own": of(joined, own),
+                "own raw": of(raw, own),
+                "own uniform": asdict(uniform),
+                "others": of(joined, others),
+            }
+        return found
 
 
 def mean_scores(
@@ -248,6 +269,18 @@ def mean_scores(
     return {name: float(np.mean([scores[name] for scores in each])) for name in each[0]}
 
 
+def raw_features(video: VideoFeatures) -> JoinedFeatures:
+    """Raw features of the anchor cue in the frames that are measured, each of length 1.
+
+    Raises:
+        DataError: The video lacks the cue in more than half of its frames.
+    """
+    frames = evaluation_frames(video.frame_count, STRIDE)
+    own = {name: cue for name, cue in video.cues.items() if name == ANCHOR}
+    there = {name: (cue.features[frames], cue.valid[frames]) for name, cue in own.items()}
+    return join_cues(there, (ANCHOR,))
+
+
 def measurement_name(cues: Sequence[str], clusters: int) -> str:
     """How `scores.json` names a measurement."""
     return f"{'+'.join(cues)}|{clusters}"
@@ -266,6 +299,16 @@ def _read_scores(path: Path) -> dict[str, Scores]:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, Scores])
     except msgspec.DecodeError as error:
         raise DataError(f"{path}: not what was written here ({error}); delete it") from error
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 _store: Any = None
