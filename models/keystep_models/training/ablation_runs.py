@@ -215,7 +215,9 @@ class RunStore:
             return StepsModel.load(folder / "model.pt")
         videos = [self._videos[name] for name in job.recordings]
         model = train_steps(videos, job.settings, folder)
-        (folder / "checkpoint.pt").unlink(missing_ok=True)  # three times the model's size, for hundreds of runs
+        (folder / "checkpoint.pt").unlink(
+            missing_ok=True
+        )  # three times the model's size, for hundreds of runs
         return model
 
     def _measure(
