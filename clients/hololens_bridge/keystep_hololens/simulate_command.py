@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,7 +23,7 @@ DEFAULT_DEVICE = "hololens2-127-0-0-1"
 
 if TYPE_CHECKING:
     from keystep_capture.key_files import DeviceKey
-    from keystep_hololens.simulator import SimulatedHeadset
+    from keystep_hololens.simulator import RecordedHeadset, SimulatedHeadset
 
 
 def simulate(
@@ -31,6 +32,10 @@ def simulate(
     ] = None,
     video: Annotated[
         Path | None, typer.Option(help="Any video file, in place of a sample.")
+    ] = None,
+    recording: Annotated[
+        Path | None,
+        typer.Option(help="A recording, in place of a sample: one .mcap file or its folder."),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     base_port: Annotated[
@@ -72,11 +77,28 @@ def simulate(
 
     The headset is simulated: real video or real head poses and gaze, invented time stamps,
     intrinsics and camera settings. It encodes H.264 or HEVC, as the bridge asks. With --whole,
-    depth, grey pictures, inertial samples and eyes are of an invented room.
+    depth, grey pictures, inertial samples and eyes are of an invented room. With --recording
+    nothing is invented: every stream that hl2ss has a port for, as it was recorded; what cannot
+    be told is said on stderr.
     """
     from keystep_hololens.target import check_target, load_key
 
     set_up_logs("info")
+    if recording is not None:
+        given = {
+            "--sample": sample,
+            "--video": video,
+            "--loop": loop,
+            "--whole": whole,
+            "--microphone": microphone,
+            "--server": server,
+            "--device-id": device_id,
+            "--method": method,
+            "--key": key,
+        }
+        _check_alone(given)
+        asyncio.run(_run_recorded(recording, host=host, base_port=base_port, time_scale=time_scale))
+        return
     chosen = choose_sample(sample, video)
     if microphone and not whole:
         raise ConfigError("--microphone is simulated with the room: give --whole too")
@@ -101,6 +123,13 @@ def simulate(
     asyncio.run(_run(headset, chosen, target))
 
 
+def _check_alone(given: dict[str, object]) -> None:
+    """Refuse options that a recording takes no part in."""
+    for name, value in given.items():
+        if value:
+            raise ConfigError(f"{name} and --recording exclude each other")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """Where a sample's detections go."""
@@ -114,11 +143,36 @@ class Target:
 async def _run(headset: SimulatedHeadset, sample: Sample | None, target: Target | None) -> None:
     if target is not None and (sample is None or sample.detections_path is None):
         raise ConfigError("--server is for samples with detections; this one has none")
+    await _run_until_played(headset, lambda: _play(headset, sample, target))
+
+
+async def _run_recorded(path: Path, *, host: str, base_port: int, time_scale: float) -> None:
+    from keystep_hololens.simulator import RecordedHeadset, UnityApp, VoiceControl
+
+    headset = RecordedHeadset(
+        path,
+        host=host,
+        base_port=base_port,
+        time_scale=time_scale,
+        app=UnityApp(),
+        voice=VoiceControl(),
+    )
+    for remark in headset.remarks:
+        typer.echo(remark, err=True)
+    await _run_until_played(headset, headset.finished.wait)
+    if headset.failure is not None:
+        raise headset.failure
+
+
+async def _run_until_played(
+    headset: SimulatedHeadset | RecordedHeadset, play: Callable[[], Awaitable[object]]
+) -> None:
+    """Serve until all has played, or the process is asked to stop."""
     interrupted = _interruption()
     async with headset:
         announce(headset)
         stopping = asyncio.create_task(interrupted.wait())
-        playing = asyncio.create_task(_play(headset, sample, target))
+        playing = asyncio.ensure_future(play())
         await asyncio.wait([stopping, playing], return_when=asyncio.FIRST_COMPLETED)
         if playing.done():
             playing.result()  # raises what went wrong
@@ -170,7 +224,7 @@ def choose_sample(name: str | None, video: Path | None) -> Sample | None:
         ConfigError: Neither or both were given, or no such sample.
     """
     if (name is None) == (video is None):
-        raise ConfigError("give either --sample NAME or --video FILE")
+        raise ConfigError("give either --sample NAME or --video FILE, or --recording PATH")
     return None if name is None else find_sample(name)
 
 
@@ -220,7 +274,7 @@ def make_headset(
     )
 
 
-def announce(headset: SimulatedHeadset) -> None:
+def announce(headset: SimulatedHeadset | RecordedHeadset) -> None:
     """Say what is served: one line for people, one for programs."""
     ports = ", ".join(f"{name} {number}" for name, number in headset.open_ports.items())
     typer.echo(f"Simulated HoloLens 2 on {headset.host}: {ports}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import socket
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
@@ -15,21 +14,15 @@ from keystep_capture.errors import ConfigError
 from keystep_capture.samples import Sample
 from keystep_hololens.hl2ss import personal_video as pv
 from keystep_hololens.hl2ss import remote_configuration as rc
-from keystep_hololens.hl2ss.protocol import HNS_PER_SECOND, Port, port
+from keystep_hololens.hl2ss.protocol import HNS_PER_SECOND, Port
 from keystep_hololens.simulator.clock import DeviceClock, Playback
 from keystep_hololens.simulator.encoder import VIDEO_PROFILES
 from keystep_hololens.simulator.faults import Faults, FaultSwitch
 from keystep_hololens.simulator.packets import PacketStream
-from keystep_hololens.simulator.ports import (
-    Client,
-    PortServer,
-    bind_ports,
-    close_all,
-    send_stream,
-)
+from keystep_hololens.simulator.ports import Client, OpenPorts, Serve, send_stream
 from keystep_hololens.simulator.remote import RemoteAnswers
 from keystep_hololens.simulator.room import Room, swaying_head
-from keystep_hololens.simulator.room_ports import RoomPorts, Serve
+from keystep_hololens.simulator.room_ports import RoomPorts
 from keystep_hololens.simulator.sensors import SensorSource, SpatialInputPacketStream
 from keystep_hololens.simulator.unity import UnityApp
 from keystep_hololens.simulator.video import PvPacketStream, VideoSource, nominal_calibration
@@ -105,8 +98,7 @@ class SimulatedHeadset:
         self._pv: pv.PvStart | None = None
         self._unfinished: set[Port] = set()
         self._streaming: set[Port] = set()
-        self._listeners: dict[Port, socket.socket] = {}
-        self._servers: dict[Port, PortServer] = {}
+        self._ports: OpenPorts | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     @classmethod
@@ -162,7 +154,7 @@ class SimulatedHeadset:
     @property
     def open_ports(self) -> dict[str, int]:
         """The services that listen, by name, with their port numbers."""
-        return {kind.name.lower(): port(kind, self.base_port) for kind in self._listeners}
+        return {} if self._ports is None else self._ports.numbers
 
     async def __aenter__(self) -> Self:
         self._unfinished = set(self._durations())
@@ -186,12 +178,8 @@ class SimulatedHeadset:
             raise failures[0]
 
     def _open(self) -> None:
-        serves = self._serves()
-        self.base_port, self._listeners = bind_ports(self.host, self.base_port, list(serves))
-        for kind, serve in serves.items():
-            server = PortServer(self._listeners[kind], kind, serve, self._switch)
-            self._servers[kind] = server
-            self._tasks.append(asyncio.create_task(server.run()))
+        self._ports = OpenPorts(self.host, self.base_port, self._serves(), self._switch)
+        self.base_port = self._ports.base_port
         for kind, duration_hns in self._durations().items():
             if duration_hns is not None and kind in self._unfinished:
                 self._tasks.append(asyncio.create_task(self._end_on_time(kind, duration_hns)))
@@ -201,9 +189,9 @@ class SimulatedHeadset:
         for task in self._tasks:
             task.cancel()
         results = await asyncio.gather(*self._tasks, return_exceptions=True)
-        close_all(self._listeners)
-        self._tasks, self._listeners, self._servers = [], {}, {}
-        return [result for result in results if isinstance(result, Exception)]
+        failures = [result for result in results if isinstance(result, Exception)]
+        ports, self._tasks, self._ports = self._ports, [], None
+        return failures if ports is None else [*failures, *await ports.close()]
 
     def _durations(self) -> dict[Port, int | None]:
         """How long the sources play; the room lasts as long as they do."""
@@ -258,9 +246,8 @@ class SimulatedHeadset:
 
     def disconnect(self, kinds: Iterable[Port] | None = None) -> None:
         """Close the connections of these services at once, of all where none are named."""
-        for kind in self._servers if kinds is None else kinds:
-            if kind in self._servers:
-                self._servers[kind].disconnect()
+        if self._ports is not None:
+            self._ports.disconnect(kinds)
 
     async def reboot(self, down_s: float = 0.0) -> None:
         """Restart the headset: all connections break, and its ports refuse for a while.
@@ -390,7 +377,7 @@ class SimulatedHeadset:
     async def _serve_remote_configuration(self, client: Client) -> None:
         answers = RemoteAnswers(
             playback=self.playback,
-            room=self._room,
+            cameras=None if self._room is None else self._room.rig.cameras,
             rig_pose_at=self._world.rig_pose_at,
             base_port=self.base_port,
             camera_is_on=lambda: self._pv is not None,

@@ -11,7 +11,7 @@ import contextlib
 import errno
 import random
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -63,6 +63,10 @@ class Client:
             rest = rest[len(piece) :]
             await self._switch.sleep(len(piece) / rate)
         await self._loop.sock_sendall(self._socket, rest)
+
+
+Serve = Callable[[Client], Awaitable[None]]
+"""What a port does with a client, until it or the client is done."""
 
 
 def bind_ports(
@@ -126,7 +130,7 @@ class PortServer:
         self,
         listener: socket.socket,
         kind: Port,
-        serve: Callable[[Client], Awaitable[None]],
+        serve: Serve,
         switch: FaultSwitch,
     ) -> None:
         self._listener, self._kind = listener, kind
@@ -163,6 +167,54 @@ class PortServer:
             _log.info("client left", port=self._kind.name, reason=str(error))
         except KeystepError as error:
             _log.warning("closed a client", port=self._kind.name, reason=str(error))
+
+
+class OpenPorts:
+    """The ports a headset has open, each serving clients until `close`."""
+
+    def __init__(
+        self,
+        host: str,
+        base_port: int,
+        serves: Mapping[Port, Serve],
+        switch: FaultSwitch,
+    ) -> None:
+        """Listen and serve at once.
+
+        Args:
+            host: Address to listen on.
+            base_port: Port of the first service; 0 takes free ports.
+            serves: What each port does with a client.
+            switch: The faults in force.
+
+        Raises:
+            ConfigError: A port is in use, or the address is not ours.
+        """
+        self.base_port, self._listeners = bind_ports(host, base_port, list(serves))
+        self._servers = {
+            kind: PortServer(self._listeners[kind], kind, serve, switch)
+            for kind, serve in serves.items()
+        }
+        self._tasks = [asyncio.create_task(server.run()) for server in self._servers.values()]
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """The services that listen, by name, with their port numbers."""
+        return {kind.name.lower(): port(kind, self.base_port) for kind in self._listeners}
+
+    def disconnect(self, kinds: Iterable[Port] | None = None) -> None:
+        """Close the connections of these services at once, of all where none are named."""
+        for kind in self._servers if kinds is None else kinds:
+            if kind in self._servers:
+                self._servers[kind].disconnect()
+
+    async def close(self) -> list[Exception]:
+        """Close every connection and port; returns what had gone wrong in serving them."""
+        for task in self._tasks:
+            task.cancel()
+        results = await asyncio.gather(*self._tasks, return_exceptions=True)
+        close_all(self._listeners)
+        return [result for result in results if isinstance(result, Exception)]
 
 
 async def send_stream(

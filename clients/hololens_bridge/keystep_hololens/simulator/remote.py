@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from keystep_capture.errors import DeviceError
 from keystep_hololens.hl2ss import remote_configuration as rc
-from keystep_hololens.hl2ss.calibration import CAMERA_SHAPES
+from keystep_hololens.hl2ss.calibration import CAMERA_SHAPES, CameraCalibration
 from keystep_hololens.hl2ss.protocol import DEFAULT_BASE_PORT, HNS_PER_SECOND, Port
 from keystep_hololens.simulator.clock import Playback
 from keystep_hololens.simulator.rig import map_points
-from keystep_hololens.simulator.room import Room
 from keystep_hololens.simulator.sensing import PoseAt
 
 APPLICATION_VERSION = rc.Version(1, 0, 37, 0)
@@ -32,13 +31,13 @@ class RemoteAnswers:
     """Answers what is asked; setters are accepted and change nothing but the record of them.
 
     Attributes:
-        room: None while Research Mode is off.
+        cameras: Constants of Research Mode's cameras; None while Research Mode is off.
         rig_pose_at: The rig's pose over seconds of playback.
         base_port: Of this headset: cameras are named by port number, shifted or not.
     """
 
     playback: Playback
-    room: Room | None
+    cameras: Mapping[Port, CameraCalibration] | None
     rig_pose_at: PoseAt
     base_port: int
     camera_is_on: Callable[[], bool]
@@ -50,7 +49,7 @@ class RemoteAnswers:
             DeviceError: The headset closes the connection: Research Mode is off, or no such camera.
         """
         clock = self.playback.clock
-        if call.command in _RESEARCH_MODE_COMMANDS and self.room is None:
+        if call.command in _RESEARCH_MODE_COMMANDS and self.cameras is None:
             raise DeviceError(f"{call.command.name}: Research Mode is off")
         match call.command:
             case rc.Command.APPLICATION_VERSION:
@@ -71,18 +70,18 @@ class RemoteAnswers:
                 return None
 
     def _mapped_points(self, call: rc.RcCall) -> bytes:
-        assert self.room is not None
+        assert self.cameras is not None
         number, direction, _, *flat = call.arguments
         kind = self._camera(int(number))
         points = np.array(flat, np.float32).reshape(-1, 2)
         to_unit_plane = direction == rc.PointMapping.IMAGE_TO_UNIT_PLANE
-        mapped = map_points(self.room.rig.cameras[kind], points, to_unit_plane=to_unit_plane)
+        mapped = map_points(self.cameras[kind], points, to_unit_plane=to_unit_plane)
         return mapped.astype("<f4").tobytes()
 
     def _camera(self, number: int) -> Port:
         for base in (self.base_port, DEFAULT_BASE_PORT):
             for kind in CAMERA_SHAPES:
-                if number == base + kind:
+                if number == base + kind and kind in (self.cameras or ()):
                     return kind
         raise DeviceError(f"port {number} is no Research Mode camera")
 

@@ -19,12 +19,11 @@ from keystep_hololens.simulator import sensing
 from keystep_hololens.simulator.clock import Playback
 from keystep_hololens.simulator.faults import FaultSwitch
 from keystep_hololens.simulator.packets import PacketStream
-from keystep_hololens.simulator.ports import Client
+from keystep_hololens.simulator.ports import Client, Serve
 from keystep_hololens.simulator.room import Room
 from keystep_hololens.simulator.sound import PERIOD_HNS, SoundReading
 
 _Constants = rm.CalibrationRequest | None
-Serve = Callable[[Client], Awaitable[None]]
 SPATIAL_INPUT_RATE_HZ = 60
 VLC_CLOCK_IS_LATE_HNS = 125_000
 _AHAT_HEAD_SIZE = 8
@@ -64,7 +63,7 @@ class RoomPorts:
             return
         raw = config.profile == rm.AudioProfile.RAW
         known = config.profile in frozenset(rm.AudioProfile)
-        _expect(known and (raw or config.level in rm.MICROPHONE_LEVELS), config)
+        expect(known and (raw or config.level in rm.MICROPHONE_LEVELS), config)
         await self._sense(client, SoundReading(config), lambda: PERIOD_HNS)
 
     async def serve_spatial_input(self, client: Client) -> None:
@@ -77,7 +76,7 @@ class RoomPorts:
         if isinstance(config, rm.CalibrationRequest):
             await self._send_camera_constants(client, kind)
         elif config is not None:
-            _expect_encoding(config)
+            expect_encoding(config)
             period_hns = HNS_PER_SECOND * config.divisor // rm.VLC_FPS
             await self._sense(
                 client,
@@ -94,7 +93,7 @@ class RoomPorts:
             await self._send_camera_constants(client, Port.RM_DEPTH_LONGTHROW)
         elif config is not None:
             filters = range(rm.LOWEST_PNG_FILTER, rm.HIGHEST_PNG_FILTER + 1)
-            _expect(config.divisor >= 1 and config.png_filter in filters, config)
+            expect(config.divisor >= 1 and config.png_filter in filters, config)
             divisor = config.divisor
 
             def period_hns() -> int:
@@ -109,13 +108,13 @@ class RoomPorts:
         if isinstance(config, rm.CalibrationRequest):
             await self._send_camera_constants(client, Port.RM_DEPTH_AHAT)
         elif config is not None:
-            _expect_encoding(config)
+            expect_encoding(config)
             if config.depth_profile == rm.DepthProfile.ZDEPTH:
                 raise DeviceError(
                     "AHAT depth as a Zdepth blob needs the C++ library Zdepth (pyzdepth), which"
                     " the simulated headset lacks"
                 )
-            _expect(config.depth_profile == rm.DepthProfile.SAME, config)
+            expect(config.depth_profile == rm.DepthProfile.SAME, config)
             divisor = config.divisor
 
             def period_hns() -> int:
@@ -133,10 +132,10 @@ class RoomPorts:
     async def _serve_imu(self, kind: Port, client: Client) -> None:
         config: rm.ImuConfig | _Constants = await client.receive(rm.parse_imu_request)
         if isinstance(config, rm.CalibrationRequest):
-            _expect(kind != Port.RM_IMU_MAGNETOMETER, config)  # it has no constants
+            expect(kind != Port.RM_IMU_MAGNETOMETER, config)  # it has no constants
             await client.send(self.room.rig.imu_extrinsics[kind].astype("<f4").tobytes())
         elif config is not None:
-            _expect(config.mode in (0, 1), config)
+            expect(config.mode in (0, 1), config)
             period_hns = round(
                 SAMPLES_PER_PACKET[kind] / sensing.IMU_RATES_HZ[kind] * HNS_PER_SECOND
             )
@@ -151,7 +150,7 @@ class RoomPorts:
     async def _serve_eye_tracker(self, client: Client) -> None:
         rate_hz = await client.receive(rm.parse_eye_tracker_request)
         if rate_hz is not None:
-            _expect(rate_hz in rm.EYE_TRACKER_RATES_HZ, rate_hz)
+            expect(rate_hz in rm.EYE_TRACKER_RATES_HZ, rate_hz)
             period_hns = HNS_PER_SECOND // rate_hz
             await self._sense(
                 client,
@@ -191,14 +190,15 @@ class RoomPorts:
         await self.stream(client, stream)
 
 
-def _expect_encoding(config: rm.VlcConfig | rm.AhatConfig) -> None:
+def expect_encoding(config: rm.VlcConfig | rm.AhatConfig) -> None:
+    """Close the connection where the headset's encoder would refuse."""
     known = config.profile in frozenset(VideoProfile)
-    _expect(
+    expect(
         config.mode in (0, 1) and config.divisor >= 1 and config.bitrate_bps > 0 and known, config
     )
 
 
-def _expect(true: bool, asked: object) -> None:
+def expect(true: bool, asked: object) -> None:
     """Close the connection where the headset would."""
     if not true:
         raise DeviceError(f"the headset refuses {asked}")
