@@ -95,7 +95,7 @@ class RecordedHeadset:
         self._contact_ns: int | None = None
         self._started_ns: int | None = None
         self._started, self._all_served = asyncio.Event(), asyncio.Event()
-        self._idle = asyncio.Event()
+        self._idle, self._over = asyncio.Event(), asyncio.Event()
         self._served: set[Port] = set()
         self._ended: set[Port] = set()
         self._streaming = 0
@@ -174,18 +174,18 @@ class RecordedHeadset:
     async def _play(self, client: Client, packets: Packets) -> None:
         """Send a client its stream; to the first one of a port from the beginning on."""
         kind = client.kind
-        if kind in self._ended:
-            return
-        stream = RecordedStream(self.path, packets(self._start_of(kind)))
-        with self._counted():
-            try:
-                await send_stream(client, stream, self.clock, self._switch)
-            except (DataError, OSError) as error:
-                if isinstance(error, DataError) or error.filename is not None:
-                    self.failure = self.failure or error
-                    self.finished.set()
-                raise
+        if kind not in self._ended:
+            stream = RecordedStream(self.path, packets(self._start_of(kind)))
+            with self._counted():
+                try:
+                    await send_stream(client, stream, self.clock, self._switch)
+                except (DataError, OSError) as error:
+                    if isinstance(error, DataError) or error.filename is not None:
+                        self.failure = self.failure or error
+                        self.finished.set()
+                    raise
             self._ended.add(kind)
+        await self._over.wait()  # a sensor that has nothing more to say is silent
 
     def _start_of(self, kind: Port) -> int | None:
         """Device time from which to send; None: from the beginning."""
@@ -230,6 +230,7 @@ class RecordedHeadset:
                     await self._all_served.wait()
             while self._streaming:
                 await self._idle.wait()
+            self._over.set()
         self.finished.set()
 
     def _catch_up_left_s(self) -> float:
