@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -123,7 +123,7 @@ def simulate(
     asyncio.run(_run(headset, chosen, target))
 
 
-def _check_alone(given: dict[str, object]) -> None:
+def _check_alone(given: Mapping[str, object]) -> None:
     """Refuse options that a recording takes no part in."""
     for name, value in given.items():
         if value:

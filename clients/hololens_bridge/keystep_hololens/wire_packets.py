@@ -87,8 +87,12 @@ class Mounting:
 
 @_any_number
 def personal_video(packet: PvPacket, encoding: str) -> Outgoing:
-    """A frame of the PV camera: `world_from_camera` with OpenCV's axes, this frame's intrinsics."""
+    """A frame of the PV camera: `world_from_camera` with OpenCV's axes, this frame's intrinsics.
+
+    A focal length of 0, as a headset sends that plays a recording without intrinsics, is none.
+    """
     metadata = packet.metadata
+    intrinsics = (*metadata.focal_length_px, *metadata.principal_point_px)
     pose = None
     if packet.pose is not None:
         pose = _flat(conventions.world_from_camera(packet.pose))
@@ -99,7 +103,7 @@ def personal_video(packet: PvPacket, encoding: str) -> Outgoing:
         keyframe=is_keyframe(packet.encoded, encoding),
         width=metadata.width,
         height=metadata.height,
-        intrinsics=(*metadata.focal_length_px, *metadata.principal_point_px),
+        intrinsics=intrinsics if all(metadata.focal_length_px) else None,
         pose=pose,
     )
 

@@ -36,6 +36,10 @@ PORT_OF_SENSOR: Mapping[str, Port] = {
 }
 
 
+_FARTHEST_M = 1e6
+"""No sensor sits farther from its rig; such numbers are no transform."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SensorConstants:
     """What a Research Mode sensor answers in mode 2, and where it sits.
@@ -117,7 +121,7 @@ def _recorded_constants(path: Path, packet: RecordedPacket, kind: Port) -> Senso
     rig_from_sensor = np.eye(4)
     if header.rig_from_sensor is not None:
         rig_from_sensor = np.array(header.rig_from_sensor).reshape(4, 4)
-    if abs(np.linalg.det(rig_from_sensor)) < 0.5:
+    if np.abs(rig_from_sensor).max() > _FARTHEST_M or abs(np.linalg.det(rig_from_sensor)) < 0.5:
         raise DataError(f"{path}: {header.calibrates} sits where no sensor can: no transform")
     sensor_from_rig = np.asarray(np.linalg.inv(rig_from_sensor), np.float64)
     camera = None
