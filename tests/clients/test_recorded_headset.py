@@ -35,6 +35,7 @@ from keystep_hololens.simulator import DeviceClock, RecordedHeadset, Room, Simul
 if TYPE_CHECKING:
     from conftest import RecordingServer
 
+pytestmark = pytest.mark.timeout(300)  # a generated session takes a minute on a busy machine
 HOST = "127.0.0.1"
 TICK_NS = 100
 NEAR = ("depth_ahat", "depth_ahat_ab")

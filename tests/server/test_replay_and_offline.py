@@ -19,6 +19,7 @@ from keystep_capture.samples import load_detection_rows
 from keystep_models.psr.procedure import builtin_procedure
 from keystep_models.psr.steps_files import StepReport, write_steps
 
+pytestmark = pytest.mark.timeout(300)
 NAME = "03_assy_0_1"
 DETECTIONS = Path(__file__).parents[1] / "golden" / "industreal" / f"{NAME}_pred.csv.gz"
 PROCEDURE = "industreal-assy"
