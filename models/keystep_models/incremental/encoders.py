@@ -227,10 +227,12 @@ class IncrementalEncoders:
             ages[cue_idx, row_idx, place[row_idx]] = 0.0
             places = np.empty((len(self._cues), count, 3), np.int64)
             places[:, :, 0] = np.arange(len(self._cues))[:, None]
+            places[:, :, 1] = slots
+            read = places[:, :, :2].copy()
             places[:, :, 1] = np.where(valid, slots, self._slot_count)
             places[:, :, 2] = place
             inputs: dict[str, NDArray[Any]] = {
-                "slots": slots,
+                "slots": read,
                 "places": places,
                 "ages": ages,
                 **raw,
@@ -348,7 +350,7 @@ class IncrementalEncoders:
 
     def _check_order(self, ticks: Ticks) -> None:
         self._check_open(ticks.slots)
-        if len(np.unique(ticks.slots)) < len(ticks.slots):
+        if len(set(ticks.slots.tolist())) < len(ticks.slots):
             raise StateError(f"a slot is there twice in one batch: {ticks.slots.tolist()}")
         late = (ticks.frames <= self._last[ticks.slots]) | (ticks.frames >= MAX_FRAME)
         if late.any():
@@ -398,7 +400,7 @@ def _read_spec(model: OnnxModel) -> EncoderSpec:
         raise ModelError(f"{name} is no model of incremental encoders: {error}") from error
     shapes = {each.name: each.shape for each in model.manifest.inputs if each.name != "frames"}
     fixed = {  # what is not free in the inputs' shapes
-        "slots": (),
+        "slots": (len(spec.cues), 2),
         "places": (len(spec.cues), 3),
         "ages": (len(spec.cues), spec.context),
         **{f"raw_{cue}": (size,) for cue, size in spec.cues.items()},

@@ -127,9 +127,10 @@ def build_step_graph(cues: Mapping[str, CueWeights], options: GraphOptions) -> o
     """The graph of one tick of a batch of sessions.
 
     Inputs: `raw_CUE` float32 (B, D_cue) per cue; `frames` float32 (B,), the ticks, where
-    `options.frame_rates` is not empty; `slots` int64 (B,); `places` int64 (C, B, 3), where the new
-    rows go: cue, slot, ring place; `ages` float32 (C, B, W): how many ticks ago every ring
-    place's tick was, W or more where it is not to be seen; `layer_0` ... float32 (C, S, W, D).
+    `options.frame_rates` is not empty; `slots` int64 (C, B, 2), whose rows are read: cue, slot;
+    `places` int64 (C, B, 3), where the new rows go: cue, slot, ring place; `ages` float32
+    (C, B, W): how many ticks ago every ring place's tick was, W or more where it is not to be
+    seen; `layer_0` ... float32 (C, S, W, D).
     Outputs: `adapted` float32 (C, B, D); `layer_0_out` ..., to be bound where the inputs are.
 
     Args:
@@ -140,11 +141,13 @@ def build_step_graph(cues: Mapping[str, CueWeights], options: GraphOptions) -> o
     names, own = list(cues), list(cues.values())
     width = own[0].inward[1].shape[0]
     x = _inward(graph, names, own, options)
+    pair = graph.constant("pair", np.array([-1, 2], np.int64))
+    graph.node("Reshape", ["slots", pair], "rows")
     bias = _bias(graph, options)
     layer_count = len(own[0].layers)
     for idx in range(layer_count):
         layers = [each.layers[idx] for each in own]
-        x = _layer(graph, idx, layers, x, bias, options.heads)
+        x = _layer(graph, idx, layers, x, bias, options)
     graph.node("Identity", [x], "adapted")
     return _as_model(graph, names, own, options, width, layer_count)
 
@@ -179,14 +182,13 @@ def _inward(graph: _Graph, names: list[str], cues: list[CueWeights], options: Gr
 
 
 def _bias(graph: _Graph, options: GraphOptions) -> str:
-    """What is added to scores, (C, B, H, 1, W) or what broadcasts to it."""
-    ages = graph.node(
-        "Unsqueeze", ["ages", graph.constant("heads.axes", np.array([2, 3]))], "ages.heads"
-    )
+    """What is added to scores, (C B, H or 1, 1, W)."""
+    flat = graph.constant("flat", np.array([-1, 1, 1, options.context], np.int64))
+    ages = graph.node("Reshape", ["ages", flat], "ages.flat")
     limit = graph.constant("context", np.array(options.context, np.float32))
     seen = graph.node("Less", [ages, limit], "seen")
     if any(options.slopes):
-        slopes = -np.array(options.slopes, np.float32).reshape(1, 1, -1, 1, 1)
+        slopes = -np.array(options.slopes, np.float32).reshape(1, -1, 1, 1)
         falling = graph.node("Mul", [ages, graph.constant("slopes", slopes)], "falling")
     else:
         falling = graph.constant("zero", np.array(0.0, np.float32))
@@ -194,23 +196,59 @@ def _bias(graph: _Graph, options: GraphOptions) -> str:
     return graph.node("Where", [seen, falling, unseen], "bias")
 
 
-def _layer(graph: _Graph, idx: int, cues: list[LayerWeights], x: str, bias: str, heads: int) -> str:
+def _attention(pool: str, heads: int, width: int, options: GraphOptions) -> onnx.GraphProto:
+    """One session's newest tick over one cue's cached rows; the pool comes from outside.
+
+    Session by session, since a batch's rows do not fit a core's cache: gathered all at once, they
+    went to memory and came back for each of the two products, which took half as long again.
+    """
+    nodes = [
+        helper.make_node("GatherND", [pool, "row"], ["cached"]),  # (W, D)
+        helper.make_node("Transpose", ["cached"], ["columns"], perm=[1, 0]),
+        helper.make_node("MatMul", ["query", "columns"], ["scores"]),  # (H, 1, W)
+        helper.make_node("Add", ["scores", "seen_bias"], ["scores.seen"]),
+        helper.make_node("Softmax", ["scores.seen"], ["weights"], axis=-1),
+        helper.make_node("MatMul", ["weights", "cached"], ["mean"]),
+    ]
+    bias_heads = heads if any(options.slopes) else 1
+    return helper.make_graph(
+        nodes,
+        "attention",
+        [
+            helper.make_tensor_value_info("row", TensorProto.INT64, [2]),
+            helper.make_tensor_value_info("query", TensorProto.FLOAT, [heads, 1, width]),
+            helper.make_tensor_value_info(
+                "seen_bias", TensorProto.FLOAT, [bias_heads, 1, options.context]
+            ),
+        ],
+        [helper.make_tensor_value_info("mean", TensorProto.FLOAT, [heads, 1, width])],
+    )
+
+
+def _layer(
+    graph: _Graph,
+    idx: int,
+    cues: list[LayerWeights],
+    x: str,
+    bias: str,
+    options: GraphOptions,
+) -> str:
+    heads = options.heads
     name = f"layer_{idx}"
     pool = graph.node("ScatterND", [name, "places", x], f"{name}_out")
-    cached = graph.node("Gather", [pool, "slots"], f"{name}.cached", axis=1)  # (C, B, W, D)
-    lone = graph.constant("lone", np.array([2], np.int64))
-    rows = graph.node("Unsqueeze", [cached, lone], f"{name}.rows")  # (C, B, 1, W, D)
-    columns = graph.node("Transpose", [rows], f"{name}.columns", perm=[0, 1, 2, 4, 3])
     queries = _stacked([_folded_query(each, heads) for each in cues])
     query = graph.linear(x, f"{name}.query", *queries)
     width = cues[0].out[1].shape[0]
-    split = graph.constant("split", np.array([0, 0, heads, 1, width], np.int64))
-    query = graph.node("Reshape", [query, split], f"{name}.query.heads")
-    scores = graph.node("MatMul", [query, columns], f"{name}.scores")  # (C, B, H, 1, W)
-    scores = graph.node("Add", [scores, bias], f"{name}.scores.seen")
-    weights = graph.node("Softmax", [scores], f"{name}.weights", axis=-1)
-    mean = graph.node("MatMul", [weights, rows], f"{name}.mean")  # (C, B, H, 1, D)
-    joined = graph.constant("joined", np.array([0, 0, heads * width], np.int64))
+    split = graph.constant("split", np.array([-1, heads, 1, width], np.int64))
+    query = graph.node("Reshape", [query, split], f"{name}.query.heads")  # (C B, H, 1, D)
+    mean = graph.node(
+        "Scan",
+        ["rows", query, bias],
+        f"{name}.mean",
+        body=_attention(pool, heads, width, options),
+        num_scan_inputs=3,
+    )
+    joined = graph.constant("joined", np.array([len(cues), -1, heads * width], np.int64))
     mean = graph.node("Reshape", [mean, joined], f"{name}.mean.joined")
     out = graph.linear(mean, f"{name}.out", *_stacked([_folded_out(e, heads) for e in cues]))
     added = graph.node("Add", [x, out], f"{name}.attended")
@@ -282,7 +320,7 @@ def _as_model(
     if options.frame_rates:
         inputs.append(tensor("frames", TensorProto.FLOAT, "batch"))
     inputs += [
-        tensor("slots", TensorProto.INT64, "batch"),
+        tensor("slots", TensorProto.INT64, len(names), "batch", 2),
         tensor("places", TensorProto.INT64, len(names), "batch", 3),
         tensor("ages", TensorProto.FLOAT, len(names), "batch", options.context),
         *(tensor(name, TensorProto.FLOAT, *pool) for name in layers),
