@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from keystep_capture.errors import ConfigError, ShapeError
 from keystep_models.steps.clustering import cluster, finch
@@ -79,20 +77,21 @@ def test_a_summary_covers_every_kind_of_shot_within_the_budget() -> None:
     assert sorted(chosen // 4) == [0, 1, 2]
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 10_000))
-def test_a_summary_keeps_the_budget_and_is_near_the_best(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    features, durations = rng.normal(size=(7, 2)), rng.uniform(1, 3, 7)
-    chosen = choose_shots(features, durations, 5.0, seed=seed)
-    distance = np.linalg.norm(features[:, None] - features[None], axis=-1)
-    costs = {
-        subset: distance[:, subset].min(axis=1).sum()
-        for size in (1, 2, 3, 4, 5)
-        for subset in itertools.combinations(range(7), size)
-        if durations[list(subset)].sum() <= 5.0
-    }
-    assert costs[tuple(chosen)] <= 1.15 * min(costs.values())
+def test_summaries_keep_the_budget_and_are_near_the_best_on_average() -> None:
+    ratios = []
+    for seed in range(100):  # a local search promises nothing for a single one
+        rng = np.random.default_rng(seed)
+        features, durations = rng.normal(size=(7, 2)), rng.uniform(1, 3, 7)
+        chosen = choose_shots(features, durations, 5.0, seed=seed)
+        distance = np.linalg.norm(features[:, None] - features[None], axis=-1)
+        costs = {
+            subset: distance[:, subset].min(axis=1).sum()
+            for size in (1, 2, 3, 4, 5)
+            for subset in itertools.combinations(range(7), size)
+            if durations[list(subset)].sum() <= 5.0
+        }
+        ratios.append(costs[tuple(chosen)] / min(costs.values()))
+    assert np.mean(ratios) < 1.02
 
 
 def test_where_no_shot_fits_the_shortest_is_taken() -> None:
