@@ -18,16 +18,16 @@ from keystep_server.recording_list import (
     RecordingFilter,
     RecordingOrder,
 )
-from keystep_server.recording_schemas import (
+from keystep_server.recordings import Recordings
+from keystep_server.routes.deps import Limit, SessionId, problems
+from keystep_server.schemas import API
+from keystep_server.schemas.recordings import (
     RecordedStreamOut,
     RecordingDetailOut,
     RecordingHealthOut,
     RecordingList,
     RecordingOut,
 )
-from keystep_server.recordings import Recordings
-from keystep_server.routes.deps import Limit, SessionId, problems
-from keystep_server.schemas import API
 from keystep_server.sessions import DEVICE_ID_PATTERN, NAME_MAX_CHARS, SESSION_ID_PATTERN
 from keystep_server.storage import SessionKind
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from keystep_capture.recording.health import Verdict
 from keystep_server.recording_health import StoredHealth
 from keystep_server.recording_list import FoundRecording
-from keystep_server.schemas import API, EXAMPLE_AT, EXAMPLE_SESSION_ID, config_of
+from keystep_server.schemas.common import API, EXAMPLE_AT, EXAMPLE_SESSION_ID, config_of
 from keystep_server.storage import SessionKind
 
 _RECORDING = {
