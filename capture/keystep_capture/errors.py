@@ -12,7 +12,8 @@ KeystepError
 ├── DataError          a file of a data set, procedure or recording is not as documented
 ├── NotFoundError      a session, device or key step that does not exist
 └── StateError         what was asked cannot be done in this state (a closed session, say)
-    └── NoAnswerError      a server that should be there does not answer, or not now
+    ├── NoAnswerError      a server that should be there does not answer, or not now
+    └── ChangedError       what was to be changed is no longer what the caller has seen
 
 Messages say what was expected, what came and, where something can be done, what to do.
 """
@@ -75,3 +76,7 @@ class StateError(KeystepError, RuntimeError):
 
 class NoAnswerError(StateError):
     """A server does not answer, or cannot at this moment; asking again may help."""
+
+
+class ChangedError(StateError):
+    """What was to be changed is no longer what the caller has seen."""

@@ -34,15 +34,25 @@ _FIELDS = ("device_time_ns", "receive_time_ns", "epoch", "sequence", "valid", "f
 
 
 def export_mp4(
-    recording: Recording, path: Path, *, stream: str = "rgb", epoch: int | None = None
+    recording: Recording,
+    path: Path,
+    *,
+    stream: str = "rgb",
+    epoch: int | None = None,
+    start_ns: int | None = None,
+    end_ns: int | None = None,
 ) -> int:
     """Write a stream's video into an MP4 file and its times into `NAME.times.json` beside it.
+
+    What is cut out of it begins at the key frame before `start_ns`: it is not encoded again.
 
     Args:
         recording: Open for reading.
         path: The new file.
         stream: A stream of pictures.
         epoch: The epoch; None: the first that has the stream.
+        start_ns: Device time that must be in it; None: from the first picture on.
+        end_ns: Device time of the last picture at the latest; None: to the last one.
 
     Returns:
         The number of pictures.
@@ -55,7 +65,7 @@ def export_mp4(
     for file in (path, sidecar):
         if file.exists():
             raise ConfigError(f"{file} exists already; expected the name of a new file")
-    packets = _pictures(recording, stream, epoch)
+    packets = _pictures(recording, stream, epoch, start_ns, end_ns)
     first = next(packets, None)
     if first is None:
         raise DataError(f"{recording.path}: has no decodable video of {stream!r}")
@@ -185,7 +195,13 @@ def _rows(recording: Recording) -> Iterator[tuple[str, list[str], list[Any]]]:
         yield header.stream, [*_FIELDS, "values..."], [*own, *more, *values]
 
 
-def _pictures(recording: Recording, stream: str, epoch: int | None) -> Iterator[RecordedPacket]:
+def _pictures(
+    recording: Recording,
+    stream: str,
+    epoch: int | None,
+    start_ns: int | None,
+    end_ns: int | None,
+) -> Iterator[RecordedPacket]:
     """A stream's packets from the first that can be decoded on, of one epoch and encoding."""
     lanes = [lane for lane in recording.lanes if lane.stream == stream]
     lanes = [lane for lane in lanes if epoch is None or lane.epoch == epoch]
@@ -196,7 +212,15 @@ def _pictures(recording: Recording, stream: str, epoch: int | None) -> Iterator[
         )
     if len(lanes[0].encodings) > 1:
         raise DataError(f"{recording.path}: {stream} changes between {lanes[0].encodings}")
-    packets = recording.packets((stream,), epoch=lanes[0].epoch)
+    if start_ns is not None:
+        before_ns = recording.keyframe_before(stream, start_ns, epoch=lanes[0].epoch)
+        start_ns = start_ns if before_ns is None else before_ns
+    packets = recording.packets(
+        (stream,),
+        epoch=lanes[0].epoch,
+        start_ns=start_ns,
+        end_ns=None if end_ns is None else end_ns + 1,
+    )
     return itertools.dropwhile(
         lambda one: not (one.header.keyframe or one.header.encoding == "jpeg"), packets
     )

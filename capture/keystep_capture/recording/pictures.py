@@ -81,6 +81,33 @@ def read_frames(
                 log.warning("a recording is damaged", damage=str(damage))
 
 
+def read_frame_at(
+    recording: Recording, device_time_ns: int, *, epoch: int, stream: str = "rgb"
+) -> tuple[int, VideoFrame] | None:
+    """The picture that was on show at a time: the last one until then, else the first after it.
+
+    Args:
+        recording: Open for reading; what is damaged is passed over.
+        device_time_ns: The time.
+        epoch: The epoch wanted.
+        stream: A stream of pictures.
+
+    Returns:
+        The picture's device time and the picture; None where none can be decoded.
+    """
+    start_ns = recording.keyframe_before(stream, device_time_ns, epoch=epoch)
+    reader = VideoReader()
+    found: tuple[int, VideoFrame] | None = None
+    for packet in recording.packets((stream,), epoch=epoch, start_ns=start_ns, skip_damage=True):
+        time_ns = packet.header.device_time_ns
+        if time_ns > device_time_ns and found is not None:
+            break
+        frame = reader.decode(packet.header, packet.payload)
+        if frame is not None:
+            found = time_ns, frame
+    return found
+
+
 def read_ticks(
     recording: Recording,
     *,

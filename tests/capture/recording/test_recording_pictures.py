@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 from av.video.frame import VideoFrame
 
 from keystep_capture.recording import Recording, part_paths
-from keystep_capture.recording.pictures import read_frames, read_ticks
+from keystep_capture.recording.export import export_mp4
+from keystep_capture.recording.pictures import read_frame_at, read_frames, read_ticks
 
 SECOND = 10**9
 
@@ -32,6 +34,43 @@ def test_moments_that_cannot_be_decoded_are_left_out(tmp_path: Path, tools: Any)
     found = [time_ns for (_, time_ns), _ in read_frames([folder], wanted)]
     lost = [h.device_time_ns for h, _ in video if 20 < h.sequence < 30]
     assert set(found) == {h.device_time_ns for h, _ in video} - set(lost)
+
+
+def test_the_picture_on_show_at_a_time_is_the_last_one_until_then(
+    recorded: Path, tools: Any
+) -> None:
+    times = [h.device_time_ns for h, _ in tools.session_packets() if h.stream == "rgb"]
+    whole = dict(read_frames([recorded], [(1, time_ns) for time_ns in times]))
+    with Recording(recorded) as recording:
+        for asked, expected in (
+            (times[41] - 1, times[40]),
+            (times[41], times[41]),
+            (times[0] - SECOND, times[0]),
+            (times[-1] + SECOND, times[-1]),
+        ):
+            found = read_frame_at(recording, asked, epoch=1)
+            assert found is not None
+            assert found[0] == expected
+            np.testing.assert_array_equal(found[1].to_ndarray(), whole[1, expected].to_ndarray())
+        assert read_frame_at(recording, times[0], epoch=7) is None
+
+
+def test_a_stretch_is_exported_from_the_key_frame_before_it(
+    recorded: Path, tmp_path: Path, tools: Any
+) -> None:
+    headers = [h for h, _ in tools.session_packets() if h.stream == "rgb"]
+    start_ns, end_ns = headers[40].device_time_ns, headers[70].device_time_ns
+    path = tmp_path / "clip.mp4"
+    with Recording(recorded) as recording:
+        count = export_mp4(recording, path, start_ns=start_ns, end_ns=end_ns)
+    first = max(n for n, h in enumerate(headers) if h.keyframe and n <= 40)
+    assert count == 71 - first
+    with av.open(path) as video:
+        shown = [frame.to_ndarray() for frame in video.decode(video=0)]
+    wanted = [(1, h.device_time_ns) for h in headers[first:71]]
+    whole = dict(read_frames([recorded], wanted))
+    for frame, moment in zip(shown, wanted, strict=True):
+        np.testing.assert_array_equal(frame, whole[moment].to_ndarray())
 
 
 def test_a_part_that_is_no_recording_is_passed_over(recorded: Path, tmp_path: Path) -> None:
