@@ -8,6 +8,7 @@ from fastapi import Depends, FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from keystep_server.access import AccessMiddleware
+from keystep_server.key_step_editor import KeyStepEditor
 from keystep_server.metrics import Metrics
 from keystep_server.problems import install_problem_handlers
 from keystep_server.recordings import Recordings
@@ -20,6 +21,7 @@ from keystep_server.routes.deps import (
     problems,
     refuse_unknown_parameters,
 )
+from keystep_server.sessions import utc_now
 
 __all__ = ["AppDeps", "Check", "ProcedureStep", "ProcedureSummary", "create_app"]
 
@@ -42,7 +44,11 @@ def create_app(deps: AppDeps) -> FastAPI:
         responses=problems(s422="the request is not as documented"),
     )
     app.state.deps = deps
-    app.state.recordings = Recordings(deps.store, deps.config.data_dir)
+    recordings_access = Recordings(deps.store, deps.config.data_dir)
+    app.state.recordings = recordings_access
+    app.state.key_step_editor = KeyStepEditor(
+        deps.store, recordings_access, deps.config.data_dir, utc_now
+    )
     for module in (sessions, commands, events, key_steps, recordings, health, docs):
         app.include_router(module.router, dependencies=[Depends(refuse_unknown_parameters)])
     install_problem_handlers(app)

@@ -9,6 +9,7 @@ from fastapi import Header, Response
 from pydantic import BaseModel
 
 IfNoneMatch = Annotated[str | None, Header(description="entity tags that the client has")]
+IfMatch = Annotated[str | None, Header(description="entity tags of what was seen")]
 NOT_MODIFIED: Final[dict[int | str, dict[str, Any]]] = {
     304: {"description": "what If-None-Match names is still right"}
 }
@@ -25,6 +26,14 @@ def matches(if_none_match: str | None, tag: str) -> bool:
     if if_none_match is None:
         return False
     given = {part.strip().removeprefix("W/") for part in if_none_match.split(",")}
+    return "*" in given or tag in given
+
+
+def still_matches(if_match: str | None, tag: str) -> bool:
+    """Whether a request's `If-Match` names a tag (strongly), or there is none."""
+    if if_match is None:
+        return True
+    given = {part.strip() for part in if_match.split(",")}
     return "*" in given or tag in given
 
 

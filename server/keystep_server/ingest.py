@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from keystep_server.commands import (
     command_result,
 )
 from keystep_server.events import EventLog
+from keystep_server.feed import Feed, key_steps_notice
 from keystep_server.guidance import Guide
 from keystep_server.inference import InferenceEngine
 from keystep_server.key_steps import ExtractionSettings, ModelIdentity, extracted_key_steps
@@ -47,7 +49,6 @@ from keystep_server.publish import Publisher
 from keystep_server.recorder import SessionRecorder, ask_to_record, is_to_be_recorded
 from keystep_server.sessions import SessionRegistry
 from keystep_server.storage import (
-    KeyStepSource,
     Session,
     SessionKind,
     SessionState,
@@ -78,6 +79,7 @@ class IngestParts:
     feature_rate_hz: float
     settings: ExtractionSettings
     worker_count: int
+    feed: Feed
     clock: Clock = time.monotonic_ns
 
 
@@ -463,7 +465,7 @@ class Ingest:
         """Extract key steps from a closed session's features."""
         parts = self._parts
         call: Callable[..., Any] = extracted_key_steps
-        key_steps = await asyncio.to_thread(
+        revision = await asyncio.to_thread(
             call,
             session_id,
             folder=self._folder(session_id),
@@ -471,10 +473,12 @@ class Ingest:
             model=parts.model,
             settings=parts.settings,
         )
-        if key_steps:
-            await asyncio.to_thread(
-                parts.store.replace_key_steps, session_id, KeyStepSource.EXTRACTED, key_steps
+        if revision is not None and revision.key_steps:
+            stored = await asyncio.to_thread(
+                parts.store.revisions.add, session_id, revision, datetime.now(UTC)
             )
+            if stored is not None:
+                parts.feed.publish(key_steps_notice(stored))
 
     def _write_stats(self, live: LiveSession) -> None:
         stats = {**live.stats(), "live": False}

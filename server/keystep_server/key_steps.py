@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,12 @@ from keystep_models.steps.contact_sheet import ContactTile, draw_contact_sheet
 from keystep_models.steps.extraction import KeyStepSegment, extract_key_steps
 from keystep_server.features import APPEARANCE, read_ticks
 from keystep_server.storage import (
+    EpochSpan,
     KeyStep,
     KeyStepSource,
     KeyStepStatus,
+    NewRevision,
+    RevisionOrigin,
     StepEventKind,
     StoredEvent,
     key_step_id,
@@ -32,6 +35,7 @@ from keystep_server.storage import (
 _NS = 1_000_000_000
 _JPEG_QUALITY = 92
 _EPOCH_GAP_S = 10.0
+PICTURES = "key_steps"  # folder of a session's pictures
 
 log = structlog.get_logger(__name__)
 
@@ -127,19 +131,19 @@ def extracted_key_steps(
     data_dir: Path,
     model: ModelIdentity,
     settings: ExtractionSettings,
-) -> list[KeyStep]:
+) -> NewRevision | None:
     """Cluster a session's appearance features into key steps and cut out their pictures.
 
-    Writes `key_steps/NN.jpg` and `contact_sheet.jpg` into the session's folder. Blocks; seconds
-    for an hour of ticks.
+    Writes pictures (see `picture_path`) and `contact_sheet.jpg` into the session's folder. Blocks;
+    seconds for an hour of ticks.
 
     Returns:
-        The key steps in order of time; none where the session has no appearance features.
+        The key steps in order of time; None where the session has no appearance features.
     """
     ticks = read_ticks(folder / "ticks.rows")
     valid = (ticks["cues"] & APPEARANCE) != 0
     if not valid.any():
-        return []
+        return None
     times_s = _timeline_s(ticks["device_time_ns"], ticks["epoch"])
     segments = extract_key_steps(
         np.ascontiguousarray(ticks["appearance"]),
@@ -165,7 +169,7 @@ def extracted_key_steps(
     key_steps = []
     tiles = []
     for position, (segment, moment) in enumerate(zip(segments, moments, strict=True)):
-        picture = _write_picture(folder, position, images.get(moment))
+        picture = _write_picture(picture_path(folder, moment), images.get(moment))
         key_step = _proposed(session_id, position, ticks, segment, provenance)
         if picture is not None:
             path, image = picture
@@ -180,9 +184,35 @@ def extracted_key_steps(
         sheet = draw_contact_sheet(
             tiles, duration_s=float(times_s[-1]), title=f"Extracted key steps, {session_id}"
         )
-        _write_jpeg(folder / "contact_sheet.jpg", sheet)
+        write_jpeg(folder / "contact_sheet.jpg", sheet)
     (folder / "extraction.json").write_text(json.dumps(provenance, indent=2) + "\n")
-    return key_steps
+    return NewRevision(
+        origin=RevisionOrigin.CLOSING,
+        key_steps=tuple(key_steps),
+        provenance=provenance,
+        timeline=tuple(_spans(ticks, times_s)),
+    )
+
+
+def picture_path(folder: Path, moment: tuple[int, int]) -> Path:
+    """Where a session keeps the picture of a moment (epoch, device_time_ns).
+
+    The moment says which picture it is: revisions share it, and none overwrites another's.
+    """
+    epoch, device_time_ns = moment
+    return folder / PICTURES / f"{epoch}-{device_time_ns}.jpg"
+
+
+def _spans(ticks: npt.NDArray[np.void], times_s: npt.NDArray[np.float64]) -> Iterator[EpochSpan]:
+    """Where the epochs lie on the timeline."""
+    for epoch in dict.fromkeys(ticks["epoch"].tolist()):
+        mine = np.flatnonzero(ticks["epoch"] == epoch)
+        yield EpochSpan(
+            epoch=epoch,
+            start_s=float(times_s[mine[0]]),
+            end_s=float(times_s[mine[-1]]),
+            device_time_ns=int(ticks["device_time_ns"][mine[0]]),
+        )
 
 
 def _moment(ticks: npt.NDArray[np.void], segment: KeyStepSegment) -> tuple[int, int]:
@@ -207,6 +237,7 @@ def _proposed(
         title=f"Key step {position + 1}",
         status=KeyStepStatus.PROPOSED,
         source=KeyStepSource.EXTRACTED,
+        epoch=int(ticks["epoch"][segment.exemplar_idx]),
         start_device_time_ns=int(times_ns[segment.start_idx]),
         end_device_time_ns=int(times_ns[segment.end_idx]),
         exemplar_device_time_ns=int(times_ns[segment.exemplar_idx]),
@@ -258,19 +289,25 @@ def _to_bgr(frame: VideoFrame) -> npt.NDArray[np.uint8]:
 
 
 def _write_picture(
-    folder: Path, position: int, image: npt.NDArray[np.uint8] | None
+    path: Path, image: npt.NDArray[np.uint8] | None
 ) -> tuple[Path, npt.NDArray[np.uint8]] | None:
     """Write an exemplar; None where there is none or the disk does not take it."""
     if image is None:
         return None
-    path = folder / "key_steps" / f"{position:02d}.jpg"
+    return (path, image) if write_jpeg(path, image) else None
+
+
+def write_jpeg(path: Path, image: npt.NDArray[np.uint8]) -> bool:
+    """Write a picture, whole or not at all; whether that went well, as OpenCV says no more.
+
+    Args:
+        path: Where to; its folder is made.
+        image: BGR, shape (height, width, 3).
+    """
     path.parent.mkdir(exist_ok=True)
-    return (path, image) if _write_jpeg(path, image) else None
-
-
-def _write_jpeg(path: Path, image: npt.NDArray[np.uint8]) -> bool:
-    """Write a picture; whether that went well, since OpenCV says no more than that."""
-    written = bool(cv2.imwrite(str(path), image, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]))
-    if not written:
+    unfinished = path.with_name(f"unfinished-{path.name}")
+    if not cv2.imwrite(str(unfinished), image, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]):
         log.warning("a picture could not be written", path=path.name)
-    return written
+        return False
+    unfinished.replace(path)
+    return True

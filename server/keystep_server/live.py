@@ -40,7 +40,6 @@ from keystep_server.standing import StandingReports
 from keystep_server.storage import (
     Branch,
     EventRetraction,
-    KeyStepSource,
     Session,
     StepEvent,
     StepEventKind,
@@ -387,7 +386,7 @@ class LiveSession:
             first_device_time_ns=self.first_device_time_ns,
             current_step_id=current.id if current is not None else None,
         )
-        store.replace_key_steps(session_id, KeyStepSource.PROCEDURE, steps)
+        store.replace_progress(session_id, steps)
 
     # -- guidance --------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from keystep_capture.errors import (
+    ChangedError,
     ConfigError,
     DataError,
     KeystepError,
@@ -25,6 +26,7 @@ from keystep_capture.errors import (
 # The first class that fits an error gives its status.
 STATUS_OF: tuple[tuple[type[KeystepError], int], ...] = (
     (NotFoundError, 404),
+    (ChangedError, 412),
     (StateError, 409),
     (RefusedError, 403),
     (ConfigError, 422),

@@ -7,6 +7,7 @@ blocks.
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import threading
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ import structlog
 from keystep_capture.errors import DataError, NotFoundError, StateError
 from keystep_capture.recording import RecordedPacket, Recording, part_paths
 from keystep_capture.recording.export import export_mp4
-from keystep_capture.recording.pictures import VideoReader
+from keystep_capture.recording.pictures import VideoReader, read_frame_at
 from keystep_capture.recording.source import ends_with_index
 from keystep_server.recorder import FOLDER
 from keystep_server.recording_health import StoredHealth, judge, kept_verdict
@@ -33,11 +34,14 @@ from keystep_server.recording_list import (
     RecordingPage,
     find_recordings,
 )
-from keystep_server.storage import Session, SessionState, Store
+from keystep_server.storage import KeyStep, Session, SessionState, Store
 
 EXPORTS, DELETING = "exports", "deleting"
 THUMBNAIL_WIDTH = 320
+MAX_CLIPS = 200
+"""Clips of one session that are kept; others are made again when they are asked for."""
 _MAX_REMEMBERED = 1024
+_NS = 1_000_000_000
 
 log = structlog.get_logger(__name__)
 
@@ -64,6 +68,14 @@ class OpenedRecording:
     found: FoundRecording
     lanes: tuple[RecordedLane, ...]
     damage: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clip:
+    """A stretch of video; it begins at a key frame, `lead_in_s` before what was asked for."""
+
+    path: Path
+    lead_in_s: float
 
 
 class Recordings:
@@ -152,6 +164,50 @@ class Recordings:
                 with Recording(self._folder(session_id)) as recording:
                     self._export(recording, path, wanted)
         return path
+
+    def clip(self, key_step: KeyStep) -> Clip:
+        """A key step's stretch of the video as MP4, cut at key frames; made once, then kept.
+
+        Args:
+            key_step: Of a closed session.
+
+        Raises:
+            NotFoundError: It has no times of the device, or there is no video at them.
+            StateError: The session is not closed.
+            DataError: The recording cannot be read, or its video changes its encoding.
+        """
+        session_id, epoch = key_step.session_id, key_step.epoch
+        start_ns, end_ns = key_step.start_device_time_ns, key_step.end_device_time_ns
+        if epoch is None or start_ns is None or end_ns is None:
+            raise NotFoundError(f"key step {key_step.id} has no stretch of a recording")
+        self._refuse_open(session_id, "clips of it are given out")
+        folder = self._exports(session_id) / "clips"
+        path = folder / f"{epoch}-{start_ns}-{end_ns}.mp4"
+        with self._exporting:
+            if not path.exists():
+                folder.mkdir(exist_ok=True)
+                with Recording(self._folder(session_id)) as recording:
+                    self._refuse_no_video(recording, session_id, epoch)
+                    self._export(recording, path, epoch, start_ns, end_ns)
+                _keep_newest(folder, MAX_CLIPS)
+            times = json.loads(path.with_suffix(".times.json").read_text(encoding="utf-8"))
+        return Clip(path=path, lead_in_s=(start_ns - times["device_times_ns"][0]) / _NS)
+
+    def picture_at(
+        self, session_id: str, epoch: int, device_time_ns: int
+    ) -> tuple[int, npt.NDArray[np.uint8]] | None:
+        """The picture on show at a time: its own device time and BGR pixels; None without one.
+
+        Raises:
+            NotFoundError: There is no such session, or nothing is recorded of it.
+            DataError: The recording cannot be read.
+        """
+        self.find(session_id)
+        with Recording(self._folder(session_id)) as recording:
+            found = read_frame_at(recording, device_time_ns, epoch=epoch)
+        if found is None:
+            return None
+        return found[0], np.asarray(found[1].to_ndarray(format="bgr24"), np.uint8)
 
     def thumbnail(self, session_id: str) -> Path:
         """Path of a small picture of the video's middle, JPEG; made once, then kept.
@@ -244,10 +300,22 @@ class Recordings:
             raise StateError(f"session {session_id} is not closed; close it before {what}")
         return found
 
-    def _export(self, recording: Recording, path: Path, epoch: int) -> None:
+    @staticmethod
+    def _refuse_no_video(recording: Recording, session_id: str, epoch: int) -> None:
+        if not any(lane.stream == "rgb" and lane.epoch == epoch for lane in recording.lanes):
+            raise NotFoundError(f"session {session_id} has no video in epoch {epoch}")
+
+    @staticmethod
+    def _export(
+        recording: Recording,
+        path: Path,
+        epoch: int,
+        start_ns: int | None = None,
+        end_ns: int | None = None,
+    ) -> None:
         unfinished = path.with_name(f"unfinished-{path.name}")
         with _cleaned(unfinished, unfinished.with_suffix(".times.json")):
-            export_mp4(recording, unfinished, epoch=epoch)
+            export_mp4(recording, unfinished, epoch=epoch, start_ns=start_ns, end_ns=end_ns)
             unfinished.with_suffix(".times.json").replace(path.with_suffix(".times.json"))
             unfinished.replace(path)
 
@@ -277,6 +345,13 @@ def _cleaned(*paths: Path) -> Iterator[None]:
     finally:
         for path in paths:
             path.unlink(missing_ok=True)
+
+
+def _keep_newest(folder: Path, count: int) -> None:
+    clips = sorted(folder.glob("[0-9]*.mp4"), key=lambda path: path.stat().st_mtime_ns)
+    for path in clips[:-count]:
+        path.unlink(missing_ok=True)
+        path.with_suffix(".times.json").unlink(missing_ok=True)
 
 
 def _in_epoch(epoch: int | None, epochs: list[int]) -> str:

@@ -29,6 +29,7 @@ from keystep_server.app import AppDeps, Check, ProcedureStep, ProcedureSummary, 
 from keystep_server.config import ServerConfig
 from keystep_server.credentials import Access, TokenBook, refuse_unguarded_rest, server_keys
 from keystep_server.events import EventLog
+from keystep_server.feed import Feed
 from keystep_server.inference import LocalEngine, model_key
 from keystep_server.ingest import Ingest, IngestParts, procedure_named
 from keystep_server.key_steps import ExtractionSettings, ModelIdentity
@@ -102,6 +103,7 @@ async def running_server(
             )
         )
         events = EventLog(store)
+        feed = Feed()
         events.publishers.append(publisher.step_event)
         ingest = Ingest(
             IngestParts(
@@ -118,6 +120,7 @@ async def running_server(
                 settings=ExtractionSettings(),
                 worker_count=config.pipeline_workers or max(2, os.cpu_count() or 2),
                 clock=clock,
+                feed=feed,
             )
         )
         registry = SessionRegistry(
@@ -146,6 +149,7 @@ async def running_server(
                 events=events,
                 metrics=metrics,
                 tokens=access.tokens,
+                feed=feed,
                 readiness=lambda: [
                     Check(
                         name="model", ok=True, detail=f"{model.manifest.name} on {model.provider}"
@@ -169,7 +173,7 @@ async def running_server(
             )
         )
         serving = asyncio.create_task(server.serve(sockets=[rest_socket]), name="rest")
-        stack.push_async_callback(_stop_rest, server, serving, events)
+        stack.push_async_callback(_stop_rest, server, serving, events, feed)
         host, port = rest_socket.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         yield RunningServer(
@@ -228,8 +232,11 @@ def _is_trouble(record: logging.LogRecord) -> bool:
     return record.exc_info is None or not isinstance(record.exc_info[1], asyncio.CancelledError)
 
 
-async def _stop_rest(server: _RestServer, serving: asyncio.Task[None], events: EventLog) -> None:
+async def _stop_rest(
+    server: _RestServer, serving: asyncio.Task[None], events: EventLog, feed: Feed
+) -> None:
     events.stop()  # open event streams would keep it alive
+    feed.stop()
     server.end()
     await serving
 

@@ -35,6 +35,7 @@ from keystep_server.commands import CommandOutcome
 from keystep_server.config import ServerConfig
 from keystep_server.credentials import TokenBook
 from keystep_server.events import EventLog
+from keystep_server.feed import Feed
 from keystep_server.metrics import Metrics
 from keystep_server.serving import RunningServer, running_server
 from keystep_server.sessions import SessionHooks, SessionRegistry
@@ -96,6 +97,7 @@ class Rig:
             exposed="rest_host" in self.config.exposed,
         )
         self.events = EventLog(self.store, capacity=50)
+        self.feed = Feed()
         hooks = SessionHooks(
             on_close=self._on_close,
             stats_of=lambda _session: {"rgb": {"packets": 3}},
@@ -128,6 +130,7 @@ class Rig:
                 events=self.events,
                 metrics=self.metrics,
                 tokens=self.tokens,
+                feed=self.feed,
                 readiness=lambda: [Check(name="models", ok=self.ready, detail="2 of 2")],
                 procedures=lambda: [TOY_BIKE],
                 command=self.command,
@@ -157,6 +160,7 @@ class Rig:
                 yield client
         finally:
             self.events.stop()
+            self.feed.stop()
             server.should_exit = True
             await running
 

@@ -43,7 +43,9 @@ async def key_steps(live: Any, sender: Any) -> list[dict[str, Any]]:
 
 
 def without_ids(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{k: v for k, v in step.items() if k not in ("id", "exemplar")} for step in steps]
+    return [
+        {k: v for k, v in step.items() if k not in ("id", "exemplar", "clip_url")} for step in steps
+    ]
 
 
 def decode_all(packets: list[Any]) -> dict[int, av.VideoFrame]:

@@ -1,5 +1,6 @@
 """REST over the application itself; test_rest_stream.py has a real server and its streams."""
 
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -14,6 +15,8 @@ from keystep_server.storage import (
     KeyStep,
     KeyStepSource,
     KeyStepStatus,
+    NewRevision,
+    RevisionOrigin,
     key_step_id,
 )
 
@@ -130,7 +133,8 @@ def store_key_steps(rig: Any, session_id: str, image: bytes | None) -> list[str]
         )
         for position in range(3)
     ]
-    rig.store.replace_key_steps(session_id, source, steps)
+    made = NewRevision(origin=RevisionOrigin.CLOSING, key_steps=tuple(steps))
+    rig.store.revisions.add(session_id, made, datetime.now(UTC))
     return [step.id for step in steps]
 
 

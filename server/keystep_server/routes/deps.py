@@ -14,6 +14,7 @@ from keystep_server.commands import CommandOutcome
 from keystep_server.config import ServerConfig
 from keystep_server.credentials import TokenBook
 from keystep_server.events import EventLog
+from keystep_server.feed import Feed
 from keystep_server.metrics import Metrics
 from keystep_server.schemas import ProblemOut
 from keystep_server.sessions import SESSION_ID_PATTERN, SessionRegistry
@@ -53,6 +54,7 @@ class AppDeps:
     Attributes:
         readiness: What the server needs beside the database, each with whether it is there.
         tokens: Who may use REST.
+        feed: What jobs and key steps are now.
         procedures: The procedures that sessions can be guided through.
         command: Runs a command of the wearer's: session id, command, command id.
         keepalive_s: Longest silence of an event stream before a comment is sent.
@@ -64,6 +66,7 @@ class AppDeps:
     events: EventLog
     metrics: Metrics
     tokens: TokenBook
+    feed: Feed
     readiness: Callable[[], Sequence[Check]]
     procedures: Callable[[], Sequence[ProcedureSummary]]
     command: Callable[[str, str, str], Awaitable[CommandOutcome]]

@@ -41,7 +41,7 @@ def _recordings_of(request: Request) -> Recordings:
     return recordings
 
 
-async def _run(access: Recordings, call: Callable[..., T], *values: object) -> T:
+async def run_in_worker(access: Recordings, call: Callable[..., T], *values: object) -> T:
     """Run what takes long in the thread for that."""
     loop = asyncio.get_running_loop()
     return await loop.run_in_executor(access.worker, functools.partial(call, *values))
@@ -62,7 +62,8 @@ _NONE = "there is no such session, or nothing is recorded of it"
 _OPEN = "its session is not closed"
 
 
-def _bytes_of(media_type: str, **others: str) -> dict[int | str, dict[str, Any]]:
+def bytes_of(media_type: str, **others: str) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI's description of a file that takes ranges, and of its other problems."""
     binary = {media_type: {"schema": {"type": "string", "format": "binary"}}}
     return {
         200: {"content": binary, "description": "the whole file"},
@@ -125,7 +126,7 @@ async def get_recording(
     access: Access, session_id: SessionId, if_none_match: IfNoneMatch = None
 ) -> Response:
     """One recording and what its index says."""
-    opened = await _run(access, access.open, session_id)
+    opened = await run_in_worker(access, access.open, session_id)
     body = RecordingDetailOut(
         **RecordingOut.of(opened.found).model_dump(),
         streams=[
@@ -149,14 +150,14 @@ async def get_health(
     access: Access, session_id: SessionId, if_none_match: IfNoneMatch = None
 ) -> Response:
     """The verdict on a closed session's recording; the first request reads all of it."""
-    found = await _run(access, access.health, session_id)
+    found = await run_in_worker(access, access.health, session_id)
     return tagged_json(RecordingHealthOut.of(session_id, found), if_none_match)
 
 
 @router.get(
     "/{session_id}/files/{name}",
     response_class=Response,
-    responses=_bytes_of("application/octet-stream", s404="there is no such part"),
+    responses=bytes_of("application/octet-stream", s404="there is no such part"),
 )
 async def get_file(
     access: Access, session_id: SessionId, name: PartName, asked: AskedBytes
@@ -169,7 +170,7 @@ async def get_file(
 @router.get(
     "/{session_id}/video",
     response_class=Response,
-    responses=_bytes_of("video/mp4", s404="it has no video", s409=_OPEN),
+    responses=bytes_of("video/mp4", s404="it has no video", s409=_OPEN),
 )
 async def get_video(
     access: Access,
@@ -178,18 +179,18 @@ async def get_video(
     epoch: Annotated[int | None, Query(ge=0, le=2**31)] = None,
 ) -> Response:
     """The video of a closed session as MP4, as it came; the first request makes the file."""
-    path = await _run(access, access.video, session_id, epoch)
+    path = await run_in_worker(access, access.video, session_id, epoch)
     return await asyncio.to_thread(file_response, path, "video/mp4", asked)
 
 
 @router.get(
     "/{session_id}/thumbnail",
     response_class=Response,
-    responses=_bytes_of("image/jpeg", s404="it has no picture", s409=_OPEN),
+    responses=bytes_of("image/jpeg", s404="it has no picture", s409=_OPEN),
 )
 async def get_thumbnail(access: Access, session_id: SessionId, asked: AskedBytes) -> Response:
     """A picture from the middle of the video, 320 pixels wide."""
-    path = await _run(access, access.thumbnail, session_id)
+    path = await run_in_worker(access, access.thumbnail, session_id)
     return await asyncio.to_thread(file_response, path, "image/jpeg", asked)
 
 
@@ -201,5 +202,5 @@ async def get_thumbnail(access: Access, session_id: SessionId, asked: AskedBytes
 )
 async def delete_recording(access: Access, session_id: SessionId) -> Response:
     """Delete a closed session: files, exports, ticks, pictures, key steps, step events, itself."""
-    await _run(access, access.delete, session_id)
+    await run_in_worker(access, access.delete, session_id)
     return Response(status_code=204)

@@ -13,7 +13,15 @@ from keystep_server.schemas.common import (
 )
 from keystep_server.schemas.events import StepEventList, StepEventOut
 from keystep_server.schemas.health import CheckOut, HealthOut, ProblemOut, ReadinessOut
-from keystep_server.schemas.key_steps import ExemplarOut, KeyStepList, KeyStepOut
+from keystep_server.schemas.key_steps import (
+    ExemplarOut,
+    KeyStepList,
+    KeyStepOut,
+    KeyStepsPatch,
+    RevisionDetailOut,
+    RevisionList,
+    RevisionOut,
+)
 from keystep_server.schemas.procedures import ProcedureList, ProcedureOut, ProcedureStepOut
 from keystep_server.schemas.sessions import (
     CommandIn,
@@ -44,6 +52,7 @@ __all__ = [
     "HealthOut",
     "KeyStepList",
     "KeyStepOut",
+    "KeyStepsPatch",
     "LatenciesOut",
     "Nanoseconds",
     "ProblemOut",
@@ -53,6 +62,9 @@ __all__ = [
     "ReadinessOut",
     "RecordIn",
     "RecordOut",
+    "RevisionDetailOut",
+    "RevisionList",
+    "RevisionOut",
     "SessionIn",
     "SessionList",
     "SessionOut",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,19 @@ def strict_json(value: Any) -> str:
         TypeError: A value has no JSON form.
     """
     return json.dumps(value, allow_nan=False)
+
+
+def json_object(value: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The mapping as it will read back, so that what is published equals what is stored.
+
+    Raises:
+        DataError: It has no JSON form.
+    """
+    try:
+        plain: dict[str, Any] = json.loads(strict_json(dict(value)))
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{name} has no JSON form: {error}") from None
+    return plain
 
 
 def _tune_sqlite(engine: Engine) -> None:

@@ -184,7 +184,8 @@ class StoredEvent(StepEvent):
 class KeyStep:
     """A segment of a session with its exemplar frame; times are None where nothing was seen yet.
 
-    `*_s` are seconds since the session's first packet. `exemplar_path` is relative to the data
+    `*_s` are seconds since the session's first packet; device times are of `epoch`, None where
+    that is not known. `exemplar_path` is relative to the data
     directory; `exemplar_size` is (width, height) of that picture in pixels.
 
     Raises:
@@ -198,6 +199,7 @@ class KeyStep:
     status: KeyStepStatus
     source: KeyStepSource
     step_id: int | None = None
+    epoch: int | None = None
     start_device_time_ns: int | None = None
     end_device_time_ns: int | None = None
     exemplar_device_time_ns: int | None = None
@@ -215,6 +217,7 @@ class KeyStep:
             check_range(f"{name}_device_time_ns", value, -INT64_MAX, INT64_MAX)
             check_range(f"{name}_s", getattr(self, f"{name}_s"), -1e12, 1e12)
         check_range("position", self.position, 0, 2**31 - 1)
+        check_range("epoch", self.epoch, 0, 2**31 - 1)
         check_range("confidence", self.confidence, 0, 1)
         if (self.exemplar_path is None) != (self.exemplar_size is None):
             raise DataError(f"key step {self.id}: exemplar_path and exemplar_size go together")

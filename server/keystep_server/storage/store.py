@@ -6,10 +6,9 @@ used from any thread.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Self
+from typing import Self
 
 from sqlalchemy import Engine, delete, func, select, text
 from sqlalchemy.exc import IntegrityError
@@ -26,7 +25,8 @@ from keystep_server.storage.convert import (
     to_stored_event,
 )
 from keystep_server.storage.credentials import CredentialStore
-from keystep_server.storage.engine import WRITES, open_engine, strict_json
+from keystep_server.storage.engine import WRITES, json_object, open_engine
+from keystep_server.storage.jobs import JobStore
 from keystep_server.storage.records import (
     Device,
     EventRetraction,
@@ -39,7 +39,15 @@ from keystep_server.storage.records import (
     StoredEvent,
     step_event_id,
 )
-from keystep_server.storage.tables import DeviceRow, KeyStepRow, SessionRow, StepEventRow
+from keystep_server.storage.revisions import RevisionStore
+from keystep_server.storage.tables import (
+    DeviceRow,
+    JobRow,
+    KeyStepRevisionRow,
+    KeyStepRow,
+    SessionRow,
+    StepEventRow,
+)
 
 
 class Store:
@@ -49,6 +57,8 @@ class Store:
         self._engine = engine
         self._writer = engine.execution_options(**{WRITES: True})
         self.credentials = CredentialStore(self._engine, self._writer)
+        self.revisions = RevisionStore(self._engine, self._writer)
+        self.jobs = JobStore(self._engine, self._writer)
 
     @classmethod
     def open(cls, url: str) -> Self:
@@ -223,7 +233,7 @@ class Store:
             return to_session(row)
 
     def delete_session(self, session_id: str) -> None:
-        """Delete a closed session with its step events and key steps; SQLite overwrites them.
+        """Delete a closed session, its step events, key steps and jobs; SQLite overwrites them.
 
         Raises:
             NotFoundError: There is no such session.
@@ -234,7 +244,8 @@ class Store:
             if row.state != SessionState.CLOSED:
                 raise StateError(f"session {session_id} is {row.state}; close it first")
             orm.execute(delete(StepEventRow).where(StepEventRow.session_id == session_id))
-            orm.execute(delete(KeyStepRow).where(KeyStepRow.session_id == session_id))
+            for table in (KeyStepRow, KeyStepRevisionRow, JobRow):
+                orm.execute(delete(table).where(table.session_id == session_id))
             orm.delete(row)
         self._empty_log()
 
@@ -266,7 +277,7 @@ class Store:
             StateError: The session is closed.
         """
         event_id = step_event_id(session_id, event)
-        evidence = _json_object(event.evidence, "evidence")
+        evidence = json_object(event.evidence, "evidence")
         with OrmSession(self._writer) as orm, orm.begin():
             session = _session_row(orm, session_id, for_update=True)
             known = orm.get(StepEventRow, event_id)
@@ -289,7 +300,7 @@ class Store:
             NotFoundError: There is no such event.
             StateError: The session is closed.
         """
-        evidence = _json_object(retraction.evidence, "evidence")
+        evidence = json_object(retraction.evidence, "evidence")
         with OrmSession(self._writer) as orm, orm.begin():
             row = orm.get(StepEventRow, event_id)
             if row is None:
@@ -316,52 +327,38 @@ class Store:
 
     # Key steps
 
-    def replace_key_steps(
-        self, session_id: str, source: KeyStepSource, key_steps: Sequence[KeyStep]
-    ) -> None:
-        """Store a session's key steps of one source instead of those it had, all or none.
+    def replace_progress(self, session_id: str, key_steps: Sequence[KeyStep]) -> None:
+        """Store the key steps of a guided session's progress instead of those it had, all or none.
 
         Raises:
             DataError: A key step is of another session or source, or two share an id or position.
             NotFoundError: There is no such session.
         """
-        if any((step.session_id, step.source) != (session_id, source) for step in key_steps):
-            raise DataError(f"expected key steps of session {session_id} and source {source} only")
+        wanted = (session_id, KeyStepSource.PROCEDURE)
+        if any((step.session_id, step.source) != wanted for step in key_steps):
+            raise DataError(f"expected key steps of session {session_id}'s procedure only")
         rows = [
-            to_key_step_row(step, _json_object(step.provenance, "provenance")) for step in key_steps
+            to_key_step_row(step, json_object(step.provenance, "provenance")) for step in key_steps
         ]
-        of_source = (KeyStepRow.session_id == session_id, KeyStepRow.source == source)
         try:
             with OrmSession(self._writer) as orm, orm.begin():
                 _session_row(orm, session_id, for_update=True)
-                orm.execute(delete(KeyStepRow).where(*of_source))
+                orm.execute(delete(KeyStepRow).where(KeyStepRow.session_id == session_id))
                 orm.add_all(rows)
         except IntegrityError as error:
             raise DataError(
                 f"key steps of session {session_id}: an id or position occurs twice"
             ) from error
 
-    def key_steps(self, session_id: str) -> list[KeyStep]:
-        """A session's key steps, by source and position."""
+    def progress(self, session_id: str) -> list[KeyStep]:
+        """The key steps of a guided session's progress, by position."""
         query = (
             select(KeyStepRow)
             .where(KeyStepRow.session_id == session_id)
-            .order_by(KeyStepRow.source, KeyStepRow.position)
+            .order_by(KeyStepRow.position)
         )
         with OrmSession(self._engine) as orm:
             return [to_key_step(row) for row in orm.scalars(query)]
-
-    def key_step(self, session_id: str, key_step_id: str) -> KeyStep:
-        """One key step of a session.
-
-        Raises:
-            NotFoundError: The session has no such key step.
-        """
-        with OrmSession(self._engine) as orm:
-            row = orm.get(KeyStepRow, key_step_id)
-            if row is None or row.session_id != session_id:
-                raise NotFoundError(f"session {session_id} has no key step {key_step_id}")
-            return to_key_step(row)
 
 
 def _session_row(orm: OrmSession, session_id: str, *, for_update: bool = False) -> SessionRow:
@@ -385,12 +382,3 @@ def _refuse_closed(row: SessionRow) -> None:
 def _next_ordinal(orm: OrmSession, session_id: str) -> int:
     query = select(func.max(StepEventRow.ordinal)).where(StepEventRow.session_id == session_id)
     return (orm.scalars(query).one() or 0) + 1
-
-
-def _json_object(value: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The mapping as it will read back, so that what is published equals what is stored."""
-    try:
-        plain: dict[str, Any] = json.loads(strict_json(dict(value)))
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{name} has no JSON form: {error}") from None
-    return plain

@@ -151,7 +151,7 @@ class StepEventRow(Base):
 
 
 class KeyStepRow(Base):
-    """A key step."""
+    """A key step of a guided session's progress; extracted ones are in revisions."""
 
     __tablename__ = "key_steps"
     __table_args__ = (UniqueConstraint("session_id", "source", "position"),)
@@ -174,3 +174,44 @@ class KeyStepRow(Base):
     exemplar_width: Mapped[int | None]
     exemplar_height: Mapped[int | None]
     provenance: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+
+class KeyStepRevisionRow(Base):
+    """All extracted key steps of a session as they were after one change; never written again."""
+
+    __tablename__ = "key_step_revisions"
+    __table_args__ = (UniqueConstraint("session_id", "job_id"),)
+
+    session_id: Mapped[str] = mapped_column(
+        ForeignKey("sessions.id", ondelete="CASCADE"), primary_key=True
+    )
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    origin: Mapped[str] = mapped_column(String(16))
+    parent: Mapped[int | None]
+    job_id: Mapped[str | None] = mapped_column(String(40))
+    changes: Mapped[list[Any]] = mapped_column(JSON)
+    provenance: Mapped[dict[str, Any]] = mapped_column(JSON)
+    timeline: Mapped[list[Any]] = mapped_column(JSON)
+    key_steps: Mapped[list[Any]] = mapped_column(JSON)
+
+
+class JobRow(Base):
+    """An extraction job."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (Index(None, "session_id", "id"),)
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    session_id: Mapped[str] = mapped_column(ForeignKey("sessions.id", ondelete="CASCADE"))
+    recordings: Mapped[list[Any]] = mapped_column(JSON)
+    options: Mapped[dict[str, Any]] = mapped_column(JSON)
+    state: Mapped[str] = mapped_column(String(16))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    attempts: Mapped[int]
+    progress: Mapped[dict[str, Any]] = mapped_column(JSON)
+    error: Mapped[str | None] = mapped_column(Text)
+    revision: Mapped[int | None]
+    notes: Mapped[list[Any]] = mapped_column(JSON)
