@@ -12,7 +12,16 @@ from keystep_server.key_step_editor import KeyStepEditor
 from keystep_server.metrics import Metrics
 from keystep_server.problems import install_problem_handlers
 from keystep_server.recordings import Recordings
-from keystep_server.routes import commands, docs, events, health, key_steps, recordings, sessions
+from keystep_server.routes import (
+    commands,
+    docs,
+    events,
+    health,
+    jobs,
+    key_steps,
+    recordings,
+    sessions,
+)
 from keystep_server.routes.deps import (
     AppDeps,
     Check,
@@ -49,7 +58,7 @@ def create_app(deps: AppDeps) -> FastAPI:
     app.state.key_step_editor = KeyStepEditor(
         deps.store, recordings_access, deps.config.data_dir, utc_now
     )
-    for module in (sessions, commands, events, key_steps, recordings, health, docs):
+    for module in (sessions, commands, events, key_steps, jobs, recordings, health, docs):
         app.include_router(module.router, dependencies=[Depends(refuse_unknown_parameters)])
     install_problem_handlers(app)
     app.add_middleware(AccessMiddleware, tokens=deps.tokens)

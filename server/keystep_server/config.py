@@ -94,6 +94,10 @@ class ServerConfig(BaseSettings):
     pipeline_workers: int | None = Field(
         None, ge=1, le=256, description="threads that decode; by default one a core, at least two"
     )
+    extraction_jobs: int = Field(1, ge=1, le=64, description="extraction jobs at a time")
+    extraction_hours: float = Field(
+        12.0, gt=0, le=1000, description="longest time that one extraction job may run"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info")
 
     @classmethod

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -58,6 +58,12 @@ class Follower:
         if self._wanted(notice):
             self._waiting[notice.kind, notice.key] = notice
             self._wake.set()
+
+    def begin_with(self, notices: Iterable[Notice]) -> None:
+        """Queue what was there before; what has changed since then is newer, and stays."""
+        for notice in notices:
+            self._waiting.setdefault((notice.kind, notice.key), notice)
+        self._wake.set()
 
     def stop(self) -> None:
         """End after what waits."""

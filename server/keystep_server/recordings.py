@@ -250,6 +250,7 @@ class Recordings:
         with self._exporting:
             folder, gone = self._sessions / session_id, self._deleting / session_id
             self._deleting.mkdir(exist_ok=True)
+            _forget_recording(self._sessions, session_id)
             with contextlib.suppress(FileNotFoundError):
                 folder.rename(gone)  # what is in here is deleted, even if the server is killed now
             self._store.delete_session(session_id)
@@ -333,6 +334,16 @@ class Recordings:
         shutil.rmtree(folder, ignore_errors=True)
         if folder.exists():
             log.error("a deleted session's files cannot be removed", session=folder.name)
+
+
+def _forget_recording(sessions: Path, session_id: str) -> None:
+    """Delete what extraction jobs of other sessions have made of a session's recording."""
+    for folder in ("", "features/", "recordings/"):
+        for path in sessions.glob(f"*/extraction/{folder}{session_id}"):
+            if path.is_symlink():
+                path.unlink()
+            else:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager

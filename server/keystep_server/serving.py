@@ -32,10 +32,12 @@ from keystep_server.events import EventLog
 from keystep_server.feed import Feed
 from keystep_server.inference import LocalEngine, model_key
 from keystep_server.ingest import Ingest, IngestParts, procedure_named
+from keystep_server.jobs.runner import JobRunner, JobSettings
 from keystep_server.key_steps import ExtractionSettings, ModelIdentity
 from keystep_server.metrics import Metrics
 from keystep_server.publish import Publisher
 from keystep_server.rest_protocol import LimitedProtocol
+from keystep_server.routes.jobs import job_notice
 from keystep_server.sessions import SessionHooks, SessionRegistry
 from keystep_server.storage import Store
 from keystep_server.tls import check_tls
@@ -141,6 +143,17 @@ async def running_server(
             access.guard("device", exposed="wire_bind" in config.exposed),
         )
         stack.push_async_callback(ingest.stop)
+        jobs = JobRunner(
+            store,
+            feed,
+            config.data_dir,
+            JobSettings(
+                at_once=config.extraction_jobs, time_limit_s=config.extraction_hours * 3600
+            ),
+            notice_of=job_notice,
+        )
+        stack.push_async_callback(jobs.stop)
+        await jobs.start()
         app = create_app(
             AppDeps(
                 config=config,
@@ -150,6 +163,7 @@ async def running_server(
                 metrics=metrics,
                 tokens=access.tokens,
                 feed=feed,
+                jobs=jobs,
                 readiness=lambda: [
                     Check(
                         name="model", ok=True, detail=f"{model.manifest.name} on {model.provider}"

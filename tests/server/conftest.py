@@ -36,7 +36,9 @@ from keystep_server.config import ServerConfig
 from keystep_server.credentials import TokenBook
 from keystep_server.events import EventLog
 from keystep_server.feed import Feed
+from keystep_server.jobs.runner import JobRunner, JobSettings
 from keystep_server.metrics import Metrics
+from keystep_server.routes.jobs import job_notice
 from keystep_server.serving import RunningServer, running_server
 from keystep_server.sessions import SessionHooks, SessionRegistry
 from keystep_server.storage import Branch, StepEvent, StepEventKind, Store
@@ -87,6 +89,7 @@ class Rig:
     ready: bool = True
     on_close: Callable[[str], Any] | None = None
     validate_procedure: Callable[[str], None] = _validate_procedure
+    job_settings: JobSettings = field(default_factory=JobSettings)
 
     def __post_init__(self) -> None:
         seconds = itertools.count()
@@ -98,6 +101,9 @@ class Rig:
         )
         self.events = EventLog(self.store, capacity=50)
         self.feed = Feed()
+        self.jobs = JobRunner(
+            self.store, self.feed, self.config.data_dir, self.job_settings, notice_of=job_notice
+        )
         hooks = SessionHooks(
             on_close=self._on_close,
             stats_of=lambda _session: {"rgb": {"packets": 3}},
@@ -131,6 +137,7 @@ class Rig:
                 metrics=self.metrics,
                 tokens=self.tokens,
                 feed=self.feed,
+                jobs=self.jobs,
                 readiness=lambda: [Check(name="models", ok=self.ready, detail="2 of 2")],
                 procedures=lambda: [TOY_BIKE],
                 command=self.command,

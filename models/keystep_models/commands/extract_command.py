@@ -94,6 +94,9 @@ def extract(
     seed: SeedOption = 0,
     threads: ThreadsOption = 2,
     progress: ProgressOption = ProgressChoice.AUTO,
+    check: Annotated[
+        bool, typer.Option("--check", help="Check choices and recordings, then stop.")
+    ] = False,
 ) -> None:
     """Find the key steps of an expert's recordings: features, training on just these, clustering.
 
@@ -136,6 +139,8 @@ def extract(
         threads=threads,
     )
     sources = [open_recording(path) for path in recordings]
+    if check:
+        return
     with training_extra(threads):
         from keystep_models.training.extract import ExtractionPlan
         from keystep_models.training.extract import extract as run

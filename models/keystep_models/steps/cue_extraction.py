@@ -397,3 +397,21 @@ def device_moments(video: VideoFeatures, frames: Sequence[int]) -> list[tuple[in
             raise DataError(f"{video.name}: video.json does not say where its epochs begin")
         found.append((origin["epoch"], time_ns - origin["time_ns"] + origin["device_time_ns"]))
     return found
+
+
+def epoch_spans(video: VideoFeatures) -> list[dict[str, Any]]:
+    """Where the recording's epochs lie on its timeline: from `start_s` to `end_s`, in order."""
+    origins = list(video.recording.get("epochs", ()))
+    starts_ns = [origin["time_ns"] for origin in origins]
+    ends_ns = [start_ns - round(MAX_GAP_S * _NS) for start_ns in starts_ns[1:]]
+    return [
+        {
+            "epoch": origin["epoch"],
+            "start_s": start_ns / _NS,
+            "end_s": end_ns / _NS,
+            "start_device_time_ns": origin["device_time_ns"],
+        }
+        for origin, start_ns, end_ns in zip(
+            origins, starts_ns, [*ends_ns, int(video.times_ns[-1])], strict=True
+        )
+    ]

@@ -15,7 +15,7 @@ from keystep_models.measures.summary import min_disparity, representation
 from keystep_models.steps.adapted import JoinedFeatures
 from keystep_models.steps.clustering import cluster, separation
 from keystep_models.steps.contact_sheet import ContactTile, draw_contact_sheet
-from keystep_models.steps.cue_extraction import device_moments
+from keystep_models.steps.cue_extraction import device_moments, epoch_spans
 from keystep_models.steps.extraction import (
     FrameClusters,
     KeyStepSegment,
@@ -142,6 +142,7 @@ def write_key_steps(
             "format_version": FORMAT_VERSION,
             "recording": dict(source.identity),
             "duration_s": float(video.times_s[-1]),
+            "timeline": epoch_spans(video),
             "provenance": {**provenance, "cues": _cue_sources(video, joined)},
             "notes": notes,
             "quality": _quality(joined, found),

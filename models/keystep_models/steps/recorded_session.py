@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -37,8 +38,12 @@ class RecordedSession:
 
     @property
     def name(self) -> str:
-        """The folder's or the file's name."""
-        return self._path.stem if self._path.is_file() else self._path.resolve().name
+        """The folder's or the file's name; a link's own, so that links give recordings names."""
+        return (
+            self._path.stem
+            if self._path.is_file()
+            else os.path.basename(os.path.abspath(self._path))
+        )
 
     @property
     def identity(self) -> Mapping[str, Any]:

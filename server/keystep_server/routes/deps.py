@@ -15,6 +15,7 @@ from keystep_server.config import ServerConfig
 from keystep_server.credentials import TokenBook
 from keystep_server.events import EventLog
 from keystep_server.feed import Feed
+from keystep_server.jobs.runner import JobRunner
 from keystep_server.metrics import Metrics
 from keystep_server.schemas import ProblemOut
 from keystep_server.sessions import SESSION_ID_PATTERN, SessionRegistry
@@ -55,6 +56,7 @@ class AppDeps:
         readiness: What the server needs beside the database, each with whether it is there.
         tokens: Who may use REST.
         feed: What jobs and key steps are now.
+        jobs: Extracts key steps.
         procedures: The procedures that sessions can be guided through.
         command: Runs a command of the wearer's: session id, command, command id.
         keepalive_s: Longest silence of an event stream before a comment is sent.
@@ -67,6 +69,7 @@ class AppDeps:
     metrics: Metrics
     tokens: TokenBook
     feed: Feed
+    jobs: JobRunner
     readiness: Callable[[], Sequence[Check]]
     procedures: Callable[[], Sequence[ProcedureSummary]]
     command: Callable[[str, str, str], Awaitable[CommandOutcome]]

@@ -19,7 +19,7 @@ from keystep_server.recording_list import (
     RecordingOrder,
 )
 from keystep_server.recordings import Recordings
-from keystep_server.routes.deps import Limit, SessionId, problems
+from keystep_server.routes.deps import Deps, Limit, SessionId, problems
 from keystep_server.schemas import API
 from keystep_server.schemas.recordings import (
     RecordedStreamOut,
@@ -200,7 +200,11 @@ async def get_thumbnail(access: Access, session_id: SessionId, asked: AskedBytes
     response_class=Response,
     responses=problems(s404="there is no such session", s409=_OPEN),
 )
-async def delete_recording(access: Access, session_id: SessionId) -> Response:
-    """Delete a closed session: files, exports, ticks, pictures, key steps, step events, itself."""
-    await run_in_worker(access, access.delete, session_id)
+async def delete_recording(deps: Deps, access: Access, session_id: SessionId) -> Response:
+    """Delete a closed session: files, exports, ticks, pictures, key steps, step events, itself.
+
+    Extraction jobs that read its recording are cancelled first.
+    """
+    async with deps.jobs.deleting(session_id):
+        await run_in_worker(access, access.delete, session_id)
     return Response(status_code=204)

@@ -13,6 +13,7 @@ from keystep_server.schemas.common import (
 )
 from keystep_server.schemas.events import StepEventList, StepEventOut
 from keystep_server.schemas.health import CheckOut, HealthOut, ProblemOut, ReadinessOut
+from keystep_server.schemas.jobs import ExtractionIn, JobList, JobOut
 from keystep_server.schemas.key_steps import (
     ExemplarOut,
     KeyStepList,
@@ -49,7 +50,10 @@ __all__ = [
     "DeviceList",
     "DeviceOut",
     "ExemplarOut",
+    "ExtractionIn",
     "HealthOut",
+    "JobList",
+    "JobOut",
     "KeyStepList",
     "KeyStepOut",
     "KeyStepsPatch",

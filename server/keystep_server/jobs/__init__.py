@@ -1,0 +1,1 @@
+"""Extraction jobs: a queue of subprocesses beside the live sessions."""
