@@ -51,7 +51,7 @@ reliability: $(VENV)/.dev-$(RUNTIME)
 	@$(BIN)/python -m pytest -q tests/reliability --write-table
 
 test-training: $(VENV)/.train
-	@$(BIN)/python -m pytest -q -m "not slow" tests/training $(TESTS)
+	@$(BIN)/python -m pytest -q -m "not slow" tests/training tests/server/test_extraction_jobs.py $(TESTS)
 
 check: $(VENV)/.dev-$(RUNTIME)
 	@$(BIN)/ruff format --check .

@@ -47,13 +47,14 @@ def write_result(out: Path, name: str, seed: int) -> None:
             {"epoch": 1, "start_s": 0.0, "end_s": 9.0, "start_device_time_ns": 10**18 - 10**9}
         ],
         "provenance": {"method": "steps", "model_sha256": "ab", "extraction": {"seed": seed}},
-        "notes": ["a note"],
         "quality": {"clusters": 1},
         "key_steps": [step],
     }
     if seed == FOREIGN:
         del document["timeline"]
     (folder / "key_steps.json").write_text(json.dumps(document))
+    summary = {"recordings": {name: {"key_steps": 1, "notes": ["a note"]}}}
+    (out / "extraction.json").write_text(json.dumps(summary))
 
 
 def main() -> None:

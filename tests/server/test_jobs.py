@@ -17,11 +17,14 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import typer
 
 from keystep_capture import wire
 from keystep_capture.recording import RecordingInfo, RecordingWriter
+from keystep_models.commands.extract_command import extract
 from keystep_server.jobs.process import MAX_LOG_BYTES
 from keystep_server.jobs.runner import JobSettings
+from keystep_server.schemas import ExtractionIn
 from keystep_server.storage import JobState, SessionKind
 
 API = "/api/v1"
@@ -178,7 +181,7 @@ async def test_a_cancelled_job_has_no_process_and_no_key_steps(jobs: Any, seed: 
     session = await closed_session(jobs)
     job = await begun(jobs, session, seed)
     await running(jobs, job)
-    pid = jobs.jobs._runs[job].process._process.pid
+    pid = jobs.jobs._runs[job].process.pid
     assert os.getpriority(os.PRIO_PROCESS, pid) == 19
     async with jobs.client() as client:
         cancelled = await client.delete(f"{API}/jobs/{job}")
@@ -258,7 +261,7 @@ async def test_what_cannot_be_extracted_is_refused(jobs: Any) -> None:
     job = await begun(jobs, other, WAITS)
     for asked, seed, body, status, words in (
         (session, REFUSED, {}, 422, "seed 1 is refused"),
-        (session, 0, {"preset": "huge"}, 422, "preset"),
+        (session, 0, {"preset": "-h"}, 422, "preset"),
         (session, 0, {"out": "/tmp"}, 422, "out"),
         (session, 0, {"cues": ["--out=/tmp"]}, 422, "cues"),
         (session, 0, {"recordings": [open_one.id]}, 409, "close it first"),
@@ -271,6 +274,19 @@ async def test_what_cannot_be_extracted_is_refused(jobs: Any) -> None:
         assert (answer.status_code, answer.headers["content-type"]) == (status, PROBLEM), body
         assert words in answer.json()["detail"]
     assert [one["id"] for one in (await get(jobs, "/jobs"))["jobs"]] == [job]
+
+
+def test_every_choice_of_the_command_can_be_asked_for() -> None:
+    flags = {parameter.name for parameter in command_parameters()}
+    own = {"recordings"}
+    servers = {"out", "progress", "check", "cue_file", "cue_model", "appearance_model"}
+    assert set(ExtractionIn.model_fields) == (flags - servers) | own
+
+
+def command_parameters() -> list[Any]:
+    app = typer.Typer()
+    app.command()(extract)
+    return list(typer.main.get_command(app).params)
 
 
 async def test_without_torch_the_answer_says_which_extra_to_install(rig: Any) -> None:

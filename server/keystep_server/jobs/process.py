@@ -114,6 +114,11 @@ class JobProcess:
         )
         return cls(process, log)
 
+    @property
+    def pid(self) -> int:
+        """Its process id, which is its group's as well."""
+        return self._process.pid
+
     async def events(self) -> AsyncIterator[Mapping[str, Any]]:
         """The JSON objects that it writes to stdout, a line each; other lines are passed over."""
         assert self._process.stdout is not None

@@ -31,7 +31,7 @@ _COPIED = (
 
 
 def read_result(job: Job, made: Path, session_folder: Path) -> tuple[NewRevision, tuple[str, ...]]:
-    """Read `key_steps.json` (docs/steps.md) and keep its pictures; blocks.
+    """Read `key_steps.json` and `extraction.json` (docs/steps.md), keep the pictures; blocks.
 
     Args:
         job: Whose result it is.
@@ -43,10 +43,13 @@ def read_result(job: Job, made: Path, session_folder: Path) -> tuple[NewRevision
         The revision, and notes on it.
 
     Raises:
-        DataError: The file is not as documented.
+        DataError: The files are not as documented.
         OSError: Something cannot be read, or the disk does not take the copies.
     """
     document = _read(made / "key_steps.json")
+    summary = _read(made.parent / "extraction.json")
+    if document.get("format") != "keystep-key-steps":
+        raise DataError("key_steps.json is not of the format keystep-key-steps")
     try:
         key_steps = tuple(
             _key_step(job, position, item, made, session_folder)
@@ -66,9 +69,9 @@ def read_result(job: Job, made: Path, session_folder: Path) -> tuple[NewRevision
             "recording": document["recording"],
             "quality": document["quality"],
         }
-        notes = tuple(str(note) for note in document["notes"])
+        notes = tuple(str(note) for note in summary["recordings"][made.name]["notes"])
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"key_steps.json is not as docs/steps.md has it: {error!r}") from None
+        raise DataError(f"the result is not as docs/steps.md has it: {error!r}") from None
     kept = session_folder / "jobs" / job.id
     kept.mkdir(parents=True, exist_ok=True)
     for name in ("key_steps.json", "contact_sheet.jpg"):
@@ -90,8 +93,8 @@ def _read(path: Path) -> dict[str, Any]:
         document = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{path.name} is no JSON: {error}") from None
-    if not isinstance(document, dict) or document.get("format") != "keystep-key-steps":
-        raise DataError(f"{path.name} is not of the format keystep-key-steps")
+    if not isinstance(document, dict):
+        raise DataError(f"{path.name} holds no object")
     return document
 
 

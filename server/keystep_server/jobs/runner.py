@@ -58,9 +58,9 @@ class JobSettings:
 
 @dataclass(slots=True, kw_only=True)
 class _Run:
-    """A job whose process runs."""
+    """A job whose turn it is; its process is on its way, or runs."""
 
-    process: JobProcess
+    process: JobProcess | None = None
     cancelled: str | None = None  # why
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -162,7 +162,8 @@ class JobRunner:
         job = await asyncio.to_thread(self._store.jobs.get, job_id)
         if (run := self._runs.get(job_id)) is not None:
             run.cancelled = run.cancelled or reason
-            await run.process.stop()
+            if run.process is not None:
+                await run.process.stop()
             await run.ended.wait()
             job = await asyncio.to_thread(self._store.jobs.get, job_id)
         elif not job.state.is_final:
@@ -230,16 +231,31 @@ class JobRunner:
     async def _work(self) -> None:
         while True:
             job_id = await self._queue.get()
+            run = self._runs[job_id] = _Run()
             try:
-                await self._run(job_id)
-            except NotFoundError:
-                log.info("a job is gone with its session", job=job_id)
+                await self._run(job_id, run)
+            except NotFoundError as error:
+                log.info("a job is gone with its session", job=job_id, error=str(error))
+                await self._fail(job_id, str(error))
             except (KeystepError, OSError) as error:
                 log.warning("a job failed", job=job_id, error=str(error))
-                with contextlib.suppress(NotFoundError):
-                    await self._finish(job_id, JobState.FAILED, str(error))
+                await self._fail(job_id, str(error))
+            except Exception as error:  # one job's trouble must not end the queue
+                log.exception("a job failed", job=job_id)
+                await self._fail(job_id, f"unexpected {type(error).__name__}; see the server's log")
+            finally:
+                del self._runs[job_id]
+                run.ended.set()
 
-    async def _run(self, job_id: str) -> None:
+    async def _fail(self, job_id: str, error: str) -> None:
+        try:
+            await self._finish(job_id, JobState.FAILED, error)
+        except NotFoundError:  # it was deleted with its session
+            return
+        except Exception:  # a full disk, say: the next server will begin it again
+            log.exception("that a job failed could not be written down", job=job_id)
+
+    async def _run(self, job_id: str, run: _Run) -> None:
         job = await asyncio.to_thread(self._store.jobs.get, job_id)
         if job.state.is_final:
             return
@@ -252,20 +268,19 @@ class JobRunner:
             started_at=job.started_at or self._now(),
         )
         work = self._sessions / job.session_id / "extraction"
+        arguments = await asyncio.to_thread(self._prepare, job, work)
         job_log = await asyncio.to_thread(JobLog, self.log_path(job))
         try:
-            arguments = await asyncio.to_thread(self._prepare, job, work)
             job_log.note(self._now(), f"attempt {job.attempts}: keystep {' '.join(arguments)}")
-            process = await JobProcess.start(
+            run.process = await JobProcess.start(
                 self._settings.program, arguments, folder=work, log=job_log
             )
-            run = self._runs[job_id] = _Run(process=process)
             try:
-                await self._follow(job, run, work, job_log)
+                if run.cancelled is not None:
+                    await run.process.stop()
+                await self._follow(job, run, run.process, job_log)
             finally:
-                await process.stop()
-                del self._runs[job_id]
-                run.ended.set()
+                await run.process.stop()
         finally:
             job_log.close()
 
@@ -286,12 +301,12 @@ class JobRunner:
             *job.options["flags"],
         ]
 
-    async def _follow(self, job: Job, run: _Run, work: Path, job_log: JobLog) -> None:
+    async def _follow(self, job: Job, run: _Run, process: JobProcess, job_log: JobLog) -> None:
         """Tell of a process's progress, and make of its end what it means."""
         try:
             async with asyncio.timeout(self._settings.time_limit_s):
-                await self._follow_progress(job, run, job_log)
-                ending = await run.process.ended()
+                await self._follow_progress(job, process, job_log)
+                ending = await process.ended()
         except TimeoutError:
             raise StateError(f"it took longer than {self._settings.time_limit_s:g} s") from None
         if run.cancelled is not None:
@@ -301,14 +316,14 @@ class JobRunner:
         if ending.code != 0:
             job_log.note(self._now(), f"failed: {ending.reason}")
             raise StateError(ending.reason)
-        await self._store_result(job, work / job.session_id)
+        await self._store_result(job)
         job_log.note(self._now(), "done")
 
-    async def _follow_progress(self, job: Job, run: _Run, job_log: JobLog) -> None:
+    async def _follow_progress(self, job: Job, process: JobProcess, job_log: JobLog) -> None:
         loop = asyncio.get_running_loop()
         stage: tuple[Any, ...] | None = None
         told_s = 0.0
-        async for event in run.process.events():
+        async for event in process.events():
             progress = {
                 name: event[name][:200] if kind is str else event[name]
                 for name, kind in _PROGRESS.items()
@@ -322,8 +337,9 @@ class JobRunner:
             stage, told_s = of_stage, loop.time()
             await self._update(job.id, progress=progress)
 
-    async def _store_result(self, job: Job, made: Path) -> None:
+    async def _store_result(self, job: Job) -> None:
         folder = self._sessions / job.session_id
+        made = folder / "extraction" / job.session_id
         try:
             revision, notes = await asyncio.to_thread(read_result, job, made, folder)
         except FileNotFoundError as error:

@@ -36,6 +36,7 @@ _JOB = {
 }
 
 SessionIdText = Annotated[str, Field(pattern=SESSION_ID_PATTERN)]
+Word = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
 Cue = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
 Cues = Annotated[list[Cue], Field(min_length=1, max_length=16)]
 Pair = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}:[a-z][a-z0-9_]{0,39}$")]
@@ -44,7 +45,7 @@ Positive = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 
 
 class ExtractionIn(BaseModel):
-    """What to choose of `keystep extract` (docs/steps.md has each and its default)."""
+    """What to choose of `keystep extract`; docs/steps.md has each with its words and default."""
 
     model_config = config_of(_EXTRACTION)
 
@@ -53,15 +54,17 @@ class ExtractionIn(BaseModel):
         max_length=31,
         description="further closed sessions of the same task, whose recordings are trained on too",
     )
-    preset: Literal["small", "published"] | None = None
+    preset: Word | None = None
     cues: Cues | None = Field(None, description="the first is the anchor")
     tick_rate: Annotated[float, Field(gt=0, le=60)] | None = None
     bootstrap: Cues | None = None
-    encoder: Literal["transformer", "lstm", "tcn"] | None = None
-    position: Literal["frame", "none", "after_mlp"] | None = None
+    encoder: Word | None = None
+    position: Word | None = None
     causal: StrictBool = False
     context: Annotated[int, Field(ge=0, le=100_000)] | None = None
-    window: Literal["sigma", "sampled", "union_negatives", "union"] | None = None
+    spacing: Word | None = None
+    tempo: Annotated[float, Field(ge=1, le=4)] | None = None
+    window: Word | None = None
     sigma: Positive | None = Field(None, description="s")
     extent: Annotated[float, Field(gt=0, le=1)] | None = None
     chunks: Annotated[int, Field(ge=2, le=4096)] | None = None
@@ -75,14 +78,15 @@ class ExtractionIn(BaseModel):
     pairs: Annotated[dict[Pair, Weight], Field(min_length=1, max_length=256)] | None = Field(
         None, description='lambdas: {"appearance:motion": 0.5}'
     )
+    soft_dtw: Weight | None = None
     inference_cues: Cues | None = None
     stride: Annotated[int, Field(ge=1, le=1000)] | None = None
-    clustering: Literal["kmeans", "finch"] | None = None
+    clustering: Word | None = None
     clusters: Annotated[int, Field(ge=1, le=500)] | Literal["auto"] | None = None
     alpha: Annotated[float, Field(ge=0, lt=1)] | None = None
     gamma: Positive | None = Field(None, description="s")
     min_duration: Annotated[float, Field(ge=0, le=1e6)] | None = Field(None, description="s")
-    sampling: Literal["nearest", "ils"] | None = None
+    sampling: Word | None = None
     top_n: Annotated[int, Field(ge=0, le=500)] | None = None
     budget: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
