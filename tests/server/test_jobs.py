@@ -284,7 +284,7 @@ def test_every_choice_of_the_command_can_be_asked_for() -> None:
 
 
 def command_parameters() -> list[Any]:
-    app = typer.Typer()
+    app = typer.Typer(add_completion=False)
     app.command()(extract)
     return list(typer.main.get_command(app).params)
 
