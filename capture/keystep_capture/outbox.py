@@ -8,13 +8,13 @@ an age and a count; so does every stream of a replay, which loses nothing.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Sequence
 
 import msgspec
 
 from keystep_capture.errors import WireError
 from keystep_capture.streams import STREAMS
-from keystep_capture.wire import Intrinsics
+from keystep_capture.wire import PROTOCOL, Intrinsics, PacketHeader
 
 MAX_KEPT_PACKETS = 8192
 MAX_KEPT_BYTES = 256 * 1024 * 1024
@@ -46,6 +46,31 @@ class Pending(msgspec.Struct, kw_only=True, eq=False, gc=False):
     sequence: int = -1
     offered_ns: int = 0
     order: int = 0
+    is_spooled: bool = False  # it is on the disk, too
+
+    def header(self, *, session: str, epoch: int, stream: str, send_time_ns: int) -> PacketHeader:
+        """Its header on the wire."""
+        return PacketHeader(
+            protocol=PROTOCOL,
+            session=session,
+            epoch=epoch,
+            stream=stream,
+            sequence=self.sequence,
+            device_time_ns=self.device_time_ns,
+            send_time_ns=send_time_ns,
+            encoding=self.encoding,
+            keyframe=self.keyframe,
+            width=self.width,
+            height=self.height,
+            intrinsics=self.intrinsics,
+            pose=self.pose,
+            valid=self.valid,
+            frame_idx=self.frame_idx,
+            depth_unit_m=self.depth_unit_m,
+            upright_turns=self.upright_turns,
+            calibrates=self.calibrates,
+            rig_from_sensor=self.rig_from_sensor,
+        )
 
 
 class Outbox:
@@ -61,13 +86,15 @@ class Outbox:
         self.spec = STREAMS[stream]
         self._lossless = lossless
         self._keeps = lossless or self.spec.policy == "all"
-        self._kept_bytes = 0
+        self.kept_bytes = 0
         self._waiting: deque[Pending] = deque()
         self._unacknowledged: deque[Pending] = deque()
         self._next_sequence = 0
         self._granted = 0
         self._sent_since_welcome = 0
         self._skipping_group = False
+        self.received_sequence = -1
+        self.acknowledged_sequence = -1
         self.dropped_count = 0
         self.sent_count = 0
 
@@ -96,13 +123,24 @@ class Outbox:
         return (
             not self._waiting
             and self._sent_since_welcome < self._granted
-            and not (self._lossless and self._is_full)
+            and not (self._lossless and self.is_full)
         )
 
     @property
-    def _is_full(self) -> bool:
+    def is_full(self) -> bool:
+        """Whether it keeps as much as it may."""
         kept_packets = len(self._waiting) + len(self._unacknowledged)
-        return kept_packets >= MAX_KEPT_PACKETS or self._kept_bytes >= MAX_KEPT_BYTES
+        return kept_packets >= MAX_KEPT_PACKETS or self.kept_bytes >= MAX_KEPT_BYTES
+
+    @property
+    def waiting(self) -> Sequence[Pending]:
+        """What waits to be sent, in order."""
+        return self._waiting
+
+    @property
+    def unacknowledged(self) -> Sequence[Pending]:
+        """What was sent and is kept for sending again, in order."""
+        return self._unacknowledged
 
     def offer(self, pending: Pending, now_ns: int) -> bool:
         """Number a packet and take it, or drop it as the policy says.
@@ -116,6 +154,27 @@ class Outbox:
             WireError: The payload is larger than its encoding allows; it would cut the connection.
                 Or its number was given out before.
         """
+        self._next_sequence = self.number(pending, self._next_sequence)
+        pending.offered_ns = now_ns
+        if self._keeps:
+            if self.is_full:
+                self._drop_oldest()
+            self._waiting.append(pending)
+            self.kept_bytes += len(pending.payload)
+            return True
+        if self.is_useless(pending) or not self.has_room():
+            self.drop()
+            return False
+        self.begin_group()
+        self._waiting.append(pending)
+        return True
+
+    def number(self, pending: Pending, next_sequence: int) -> int:
+        """Give a packet this number, unless it has one; the next one.
+
+        Raises:
+            WireError: As `offer`.
+        """
         encoding = self.spec.encodings[pending.encoding]
         if len(pending.payload) > encoding.max_bytes:
             raise WireError(
@@ -124,29 +183,28 @@ class Outbox:
                 "payload_size",
             )
         if pending.sequence < 0:
-            pending.sequence = self._next_sequence
-        elif pending.sequence < self._next_sequence:
+            pending.sequence = next_sequence
+        elif pending.sequence < next_sequence:
             raise WireError(
                 f"{self.spec.name} packet has number {pending.sequence}, "
-                f"expected {self._next_sequence} or more",
+                f"expected {next_sequence} or more",
                 "sequence_backwards",
             )
-        pending.offered_ns = now_ns
-        self._next_sequence = pending.sequence + 1
-        if self._keeps:
-            if self._is_full:
-                self._drop_oldest()
-            self._waiting.append(pending)
-            self._kept_bytes += len(pending.payload)
-            return True
-        depends = encoding.video and not pending.keyframe
-        if (self._skipping_group and depends) or not self.has_room():
-            self._skipping_group = True
-            self.dropped_count += 1
-            return False
+        return pending.sequence + 1
+
+    def is_useless(self, pending: Pending) -> bool:
+        """Whether a picture depends on one that was dropped."""
+        depends = self.spec.encodings[pending.encoding].video and not pending.keyframe
+        return self._skipping_group and depends
+
+    def begin_group(self) -> None:
+        """Take pictures again: nothing that they depend on was dropped."""
         self._skipping_group = False
-        self._waiting.append(pending)
-        return True
+
+    def drop(self) -> None:
+        """Count a packet that finds no place; the rest of its group of pictures is useless."""
+        self._skipping_group = True
+        self.dropped_count += 1
 
     def next_ready(self) -> Pending | None:
         """Take out the next packet for which there is credit; None: nothing to send now."""
@@ -167,10 +225,27 @@ class Outbox:
         if self._keeps:
             self._unacknowledged.pop()
 
-    def grant(self, granted: int, acknowledged_sequence: int) -> None:
-        """Take credit and an acknowledgement from the server."""
+    def grant(
+        self, granted: int, acknowledged_sequence: int, received_sequence: int | None = None
+    ) -> None:
+        """Take credit and an acknowledgement from the server.
+
+        Args:
+            granted: Credit.
+            acknowledged_sequence: As for `welcome`.
+            received_sequence: As for `welcome`; given, what the server has refused is let go of.
+        """
         self._granted = max(self._granted, granted)
         self._acknowledge(acknowledged_sequence)
+        if received_sequence is None:
+            return
+        self.received_sequence = max(self.received_sequence, received_sequence)
+        if self._granted - self.spec.window_packets < self._sent_since_welcome:
+            return  # not all that was sent has been looked at
+        kept = self._unacknowledged
+        while kept and kept[-1].sequence > self.received_sequence:
+            self.kept_bytes -= len(kept.pop().payload)
+            self.dropped_count += 1
 
     def welcome(
         self, granted: int, received_sequence: int, acknowledged_sequence: int | None = None
@@ -188,10 +263,16 @@ class Outbox:
         if acknowledged_sequence is None:
             acknowledged_sequence = received_sequence
         self._acknowledge(acknowledged_sequence)
+        self.received_sequence = received_sequence
         kept = self._unacknowledged
         while kept and kept[-1].sequence > received_sequence:
             self._waiting.appendleft(kept.pop())
         self._next_sequence = max(self._next_sequence, received_sequence + 1)
+
+    def hold(self, pending: Pending) -> None:
+        """Keep a packet that the server has taken and not yet written down."""
+        self._unacknowledged.append(pending)
+        self.kept_bytes += len(pending.payload)
 
     def disconnect(self) -> None:
         """The connection is gone: no credit until the next welcome."""
@@ -208,9 +289,10 @@ class Outbox:
         self.dropped_count += len(self._waiting) + len(self._unacknowledged)
         self._waiting.clear()
         self._unacknowledged.clear()
-        self._kept_bytes = 0
+        self.kept_bytes = 0
         self._next_sequence = 0
         self._skipping_group = False
+        self.received_sequence = self.acknowledged_sequence = -1
 
     def expire(self, now_ns: int) -> None:
         """Drop what waits for longer than the stream's age limit."""
@@ -225,106 +307,12 @@ class Outbox:
         self.dropped_count += 1
 
     def _acknowledge(self, acknowledged_sequence: int) -> None:
+        self.acknowledged_sequence = acknowledged_sequence
         kept = self._unacknowledged
         while kept and kept[0].sequence <= acknowledged_sequence:
-            self._kept_bytes -= len(kept.popleft().payload)
+            self.kept_bytes -= len(kept.popleft().payload)
 
     def _let_go(self, packets: deque[Pending]) -> None:
         pending = packets.popleft()
         if self._keeps:
-            self._kept_bytes -= len(pending.payload)
-
-
-class Outboxes:
-    """All streams of one source, and the order in which their packets were offered."""
-
-    def __init__(self, streams: Iterable[str], *, replay: bool) -> None:
-        """Start empty boxes.
-
-        Args:
-            streams: Streams of the table.
-            replay: Lossless: every packet is kept, and none overtakes another.
-        """
-        self._replay = replay
-        self._boxes = {name: Outbox(name, lossless=replay) for name in streams}
-        self._offered_count = 0
-
-    def __getitem__(self, stream: str) -> Outbox:
-        return self._boxes[stream]
-
-    def get(self, stream: str) -> Outbox | None:
-        """A stream's box; None where the source does not have it."""
-        return self._boxes.get(stream)
-
-    def __iter__(self) -> Iterator[Outbox]:
-        return iter(self._boxes.values())
-
-    def offer(self, stream: str, pending: Pending, now_ns: int) -> bool:
-        """As `Outbox.offer`."""
-        self._offered_count += 1
-        pending.order = self._offered_count
-        return self._boxes[stream].offer(pending, now_ns)
-
-    def has_room(self, stream: str) -> bool:
-        """As `Outbox.has_room`; in a replay, nothing of another stream may wait either."""
-        box = self._boxes[stream]
-        return box.has_room() and not (self._replay and self._others_wait(box))
-
-    def _others_wait(self, box: Outbox) -> bool:
-        for other in self._boxes.values():  # plain, since it is asked for each packet
-            if other is not box and other.next_order is not None:
-                return True
-        return False
-
-    @property
-    def are_empty(self) -> bool:
-        """Whether nothing waits to be sent."""
-        return all(box.is_empty for box in self)
-
-    @property
-    def are_acknowledged(self) -> bool:
-        """Whether nothing is held any more."""
-        return all(box.is_acknowledged for box in self)
-
-    def send(self, transmit: Callable[[str, Pending], bool]) -> None:
-        """Send what waits and has credit, in the order in which it was offered.
-
-        A stream without credit does not keep the others waiting, but in a replay: there the order
-        of arrival decides what the streams' packets are joined with.
-
-        Args:
-            transmit: Sends one packet; False where it could not, which ends this.
-        """
-        held_up: set[str] = set()
-        while True:
-            waiting = [
-                (order, name)
-                for name, box in self._boxes.items()
-                if (order := box.next_order) is not None and name not in held_up
-            ]
-            if not waiting:
-                return
-            _, stream = min(waiting)
-            ready = self._boxes[stream].next_ready()
-            if ready is None:
-                if self._replay:
-                    return
-                held_up.add(stream)
-            elif not transmit(stream, ready):
-                self._boxes[stream].put_back(ready)
-                return
-
-    def send_of(self, stream: str, transmit: Callable[[str, Pending], bool]) -> None:
-        """Send what waits of one stream; of all where none may overtake another."""
-        box = self._boxes[stream]
-        if self._replay and self._others_wait(box):
-            self.send(transmit)
-            return
-        while (ready := box.next_ready()) is not None:
-            if not transmit(stream, ready):
-                box.put_back(ready)
-                return
-
-    def counts(self, of: Callable[[Outbox], int]) -> dict[str, int]:
-        """A number of each box, by stream."""
-        return {name: of(box) for name, box in self._boxes.items()}
+            self.kept_bytes -= len(pending.payload)

@@ -11,8 +11,6 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Literal
 
 import structlog
@@ -23,7 +21,11 @@ from keystep_capture.clock import Clock
 from keystep_capture.errors import RefusedError, StateError, WireError
 from keystep_capture.key_files import DeviceKey
 from keystep_capture.link import Context, Link, Payload
-from keystep_capture.outbox import Outboxes, Pending
+from keystep_capture.outbox import Pending
+from keystep_capture.outboxes import Behind, Outboxes
+from keystep_capture.source import Callbacks, Life, Source
+from keystep_capture.spool import Spool
+from keystep_capture.spooling import SpoolingOutboxes
 
 __all__ = ["Callbacks", "Payload", "Sender", "Source"]
 
@@ -34,52 +36,6 @@ FIRST_BACKOFF_S = 0.2
 LAST_BACKOFF_S = 5.0
 
 State = Literal["connecting", "open", "finished", "closed"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """Who sends what; the constant part of a hello.
-
-    Attributes:
-        device: The headset's id.
-        client: Name and version of the sending program, for people.
-        streams: The streams it will send.
-        kind: `expert` or `guided`.
-        session: The session to continue; None: the device's open one, or a new one.
-        task: Name of the task, for a new session.
-        procedure: Name of the procedure to be guided by, for a new session.
-        method: Name of the method that recognises its steps, for a new session; None: the server's
-            choice.
-        replay: Lossless: every stream waits for credit.
-        time_scale: Data seconds a second.
-    """
-
-    device: str
-    client: str
-    streams: tuple[str, ...]
-    kind: wire.SessionKind = "guided"
-    session: str | None = None
-    task: str | None = None
-    procedure: str | None = None
-    method: str | None = None
-    replay: bool = False
-    time_scale: float = 1.0
-
-
-def _ignore(*_: object) -> None:
-    """Take no notice."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Callbacks:
-    """What a source wants to hear of; called on the loop."""
-
-    on_guidance: Callable[[wire.Guidance], None] = _ignore
-    on_finish: Callable[[wire.Finish], None] = _ignore
-    on_session: Callable[[wire.Welcome], None] = _ignore
-    on_refused: Callable[[wire.Refused], None] = field(default=_ignore)
-    on_picture: Callable[[wire.Picture, bytes], None] = _ignore
-    on_command_result: Callable[[wire.CommandResult], None] = _ignore
 
 
 class Sender:
@@ -93,6 +49,7 @@ class Sender:
         instance: str,
         key: DeviceKey | None = None,
         callbacks: Callbacks | None = None,
+        spool: Spool | None = None,
         clock: Clock = time.monotonic_ns,
     ) -> None:
         """Prepare; nothing is opened before `run`.
@@ -103,16 +60,21 @@ class Sender:
             instance: Random word, new for each start of the program and of the headset.
             key: What the device's key file holds; needed off loopback.
             callbacks: What to tell the caller.
+            spool: Where packets go that the server cannot take now, instead of being dropped; what
+                it holds of an earlier run is sent first. Closed by `run`.
             clock: Monotonic clock, ns; `send_time_ns` is read from it.
         """
         self._source = source
         self._server = server
-        self._instance = instance
         self._key = key
         self._callbacks = callbacks or Callbacks()
         self._clock = clock
+        self._life = Life(instance=instance, session=source.session, streams=source.streams)
         self._outboxes = Outboxes(source.streams, replay=source.replay)
-        self._session = source.session
+        if spool is not None:
+            self._outboxes = spooling = SpoolingOutboxes(self._life, spool)
+            self._life = spooling.life
+        self._session = self._life.session
         self._epoch = -1
         self._welcomed = False
         self._hello_outdated = False
@@ -147,6 +109,10 @@ class Sender:
     def sent(self) -> dict[str, int]:
         """Packets sent so far, per stream."""
         return self._outboxes.counts(lambda box: box.sent_count)
+
+    def behind(self) -> Behind:
+        """How much waits here for the server."""
+        return self._outboxes.behind()
 
     def offer(
         self,
@@ -224,7 +190,7 @@ class Sender:
             StateError: The session was closed meanwhile.
             WireError: The server refused this source for good.
         """
-        while not all(box.is_acknowledged for box in self._outboxes):
+        while not self._outboxes.are_acknowledged:
             self._raise_if_over()
             await self._wait_for_change()
 
@@ -232,7 +198,7 @@ class Sender:
         self, *, device_time_ns: int, bridge_time_ns: int, uncertainty_ns: int, rate: float
     ) -> None:
         """Pass on how the headset's clock stands to this machine's."""
-        if self._welcomed:
+        if self._welcomed and self._outboxes.are_current:
             self._send(
                 wire.DeviceClock(
                     protocol=wire.PROTOCOL,
@@ -284,10 +250,15 @@ class Sender:
 
     def restart(self, instance: str) -> None:
         """Begin a new epoch: the headset was restarted, its clock and numbers began anew."""
-        self._instance = instance
+        source = self._source
+        life = Life(instance=instance, session=source.session, streams=source.streams)
+        if self._outboxes.restart(life):
+            self._begin_epoch(life)
+
+    def _begin_epoch(self, life: Life) -> None:
+        self._life = life
+        self._session = life.session or self._session
         self._epoch = -1  # what is offered from now on belongs to the epoch the server will name
-        for box in self._outboxes:
-            box.start_epoch()
         if self._link is not None and not self._welcomed:
             self._hello_outdated = True  # its welcome is on the way and must not be mistaken
         else:
@@ -346,6 +317,7 @@ class Sender:
                 await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
         finally:
             self._disconnect()
+            self._outboxes.close()
             await asyncio.to_thread(context.term)
 
     # -- connection ------------------------------------------------------------------------------
@@ -379,8 +351,7 @@ class Sender:
     def on_disconnected(self) -> None:
         """Wait for the next welcome."""
         self._welcomed = False
-        for box in self._outboxes:
-            box.disconnect()
+        self._outboxes.disconnect()
 
     async def _watch(self) -> bool:
         """Stay while the server is heard; whether it ever welcomed us."""
@@ -397,17 +368,16 @@ class Sender:
 
     def _say_hello(self) -> None:
         self._welcomed = self._hello_outdated = False
-        for box in self._outboxes:
-            box.disconnect()
+        self._outboxes.disconnect()
         source = self._source
         self._send(
             wire.Hello(
                 protocol=wire.PROTOCOL,
                 device=source.device,
                 client=source.client,
-                instance=self._instance,
+                instance=self._life.instance,
                 kind=source.kind,
-                streams=list(source.streams),
+                streams=list(self._life.streams),
                 session=self._session,
                 task=source.task,
                 procedure=source.procedure,
@@ -424,26 +394,8 @@ class Sender:
     def _transmit(self, stream: str, pending: Pending) -> bool:
         assert self._link is not None
         assert self._session is not None
-        header = wire.PacketHeader(
-            protocol=wire.PROTOCOL,
-            session=self._session,
-            epoch=self._epoch,
-            stream=stream,
-            sequence=pending.sequence,
-            device_time_ns=pending.device_time_ns,
-            send_time_ns=self._clock(),
-            encoding=pending.encoding,
-            keyframe=pending.keyframe,
-            width=pending.width,
-            height=pending.height,
-            intrinsics=pending.intrinsics,
-            pose=pending.pose,
-            valid=pending.valid,
-            frame_idx=pending.frame_idx,
-            depth_unit_m=pending.depth_unit_m,
-            upright_turns=pending.upright_turns,
-            calibrates=pending.calibrates,
-            rig_from_sensor=pending.rig_from_sensor,
+        header = pending.header(
+            session=self._session, epoch=self._epoch, stream=stream, send_time_ns=self._clock()
         )
         return self._link.send_packet(header, pending.payload)
 
@@ -473,8 +425,7 @@ class Sender:
             self._finish_wanted = True
             self._maybe_finished()
         elif isinstance(message, wire.Closed):
-            self.state = "closed"
-            self._notify()
+            self._end()
         elif isinstance(message, wire.Refused):
             self._take_refusal(message)
 
@@ -482,13 +433,8 @@ class Sender:
         if self._hello_outdated:
             self._say_hello()
             return
-        if welcome.epoch != self._epoch:
-            for box in self._outboxes:
-                box.start_epoch(keep_offered=self._epoch == -1)
+        self._outboxes.welcome(welcome, epoch=self._epoch)
         self._session, self._epoch = welcome.session, welcome.epoch
-        for name, grant in welcome.streams.items():
-            if (known := self._outboxes.get(name)) is not None:
-                known.welcome(grant.granted, grant.received_sequence, grant.acknowledged_sequence)
         self._expire()
         self._welcomed = True
         if self.state in ("connecting", "finished"):
@@ -497,16 +443,14 @@ class Sender:
         self._flush()
 
     def _take_credit(self, credit: wire.Credit) -> None:
-        box = self._outboxes.get(credit.stream)
-        if box is not None and self._welcomed:
-            acknowledged = credit.acknowledged_sequence
-            box.grant(
-                credit.granted, credit.received_sequence if acknowledged is None else acknowledged
-            )
+        if self._welcomed:
+            self._outboxes.grant(credit)
             self._flush()
 
     def _flush(self) -> None:
         self._outboxes.send(self._transmit)
+        if (life := self._outboxes.next_life(self._say_finished)) is not None:
+            self._begin_epoch(life)
         self._maybe_finished()
         self._notify()
 
@@ -526,16 +470,24 @@ class Sender:
         self._expire()
 
     def _expire(self) -> None:
-        if self._source.replay:
-            return  # lossless: nothing is given up
-        now_ns = self._clock()
-        for box in self._outboxes:
-            box.expire(now_ns)
+        self._outboxes.expire(self._clock())
+
+    def _end(self) -> None:
+        self._outboxes.end(is_all_sent=self.state == "finished")
+        self.state = "closed"
+        self._notify()
 
     def _take_refusal(self, refused: wire.Refused) -> None:
         self._callbacks.on_refused(refused)
-        if refused.reason == "session_closed" and self._finish_wanted:
-            self.state = "closed"
+        if (
+            refused.reason == "session_closed"
+            and self._finish_wanted
+            and self._outboxes.are_current
+        ):
+            self._end()
+        elif refused.fatal and (life := self._outboxes.set_aside(refused)) is not None:
+            self._life, self._session, self._epoch = life, life.session, -1
+            self._say_hello()
         elif refused.fatal:
             self._failure = RefusedError(refused.message, refused.reason)
         elif refused.reason == "hello_required":
@@ -551,15 +503,13 @@ class Sender:
         if not (self._finish_wanted and self._welcomed) or self.state in ("finished", "closed"):
             return
         if self._outboxes.are_empty:
-            self._send(
-                wire.Finished(
-                    protocol=wire.PROTOCOL,
-                    last_sequences=self._outboxes.counts(lambda box: box.last_sequence),
-                    close=self._close_wanted,
-                )
-            )
+            self._say_finished(close=self._close_wanted)
             self.state = "finished"
             self._notify()
+
+    def _say_finished(self, *, close: bool = False) -> None:
+        last = self._outboxes.counts(lambda box: box.last_sequence)
+        self._send(wire.Finished(protocol=wire.PROTOCOL, last_sequences=last, close=close))
 
     # -- waiting ---------------------------------------------------------------------------------
 

@@ -76,6 +76,7 @@ class Recorder:
         self.unconsumed: list[Lane] = []
         self.holds = False
         self.refusal: KeystepError | None = None
+        self.unknown_streams: set[str] = set()  # as to an older server
         self.may_admit = asyncio.Event()
         self.may_admit.set()
         self.hellos: list[wire.Hello] = []
@@ -102,6 +103,7 @@ class Recorder:
             if name in session.lanes
             else Lane(spec=STREAMS[name], epoch=epoch)
             for name in hello.streams
+            if name not in self.unknown_streams
         }
         session.lanes |= lanes
         return Admission(session_id=session.session_id, epoch=epoch, lanes=lanes)

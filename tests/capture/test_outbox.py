@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from keystep_capture.errors import WireError
-from keystep_capture.outbox import MAX_KEPT_PACKETS, Outbox, Outboxes, Pending
+from keystep_capture.outbox import MAX_KEPT_PACKETS, Outbox, Pending
+from keystep_capture.outboxes import Outboxes
 
 S = 1_000_000_000
 
