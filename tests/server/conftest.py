@@ -377,6 +377,11 @@ class ServerProcess:
             self._process.kill()
             await self._process.wait()
 
+    def signal(self, number: int) -> None:
+        """Have it hang, or go on."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
     async def get(self, path: str) -> Any:
         async with httpx.AsyncClient(base_url=self.rest, timeout=60) as rest:
             answer = await rest.get(f"/api/v1{path}")

@@ -11,17 +11,19 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import Any
 
 import structlog
 
 from keystep_capture import wire
 from keystep_capture.clock import Clock
-from keystep_capture.errors import ConfigError, DeviceError, StateError, VideoError
+from keystep_capture.errors import ConfigError, DeviceError, VideoError
 from keystep_capture.key_files import DeviceKey
 from keystep_capture.sender import Callbacks, Sender, Source
+from keystep_hololens.backlog import Backlog, SpoolConfig
 from keystep_hololens.camera_switch import CameraSwitch
 from keystep_hololens.clock_watch import ClockWatch
 from keystep_hololens.device_streams import (
@@ -40,7 +42,6 @@ from keystep_hololens.uplink import Uplink
 from keystep_hololens.wearer import Wearer, WearerConfig
 
 CLOCK_EVERY_S = 2.0
-FINISH_S = 5.0
 RESTART_CHECK_S = 2.0
 RESEARCH_MODE_HINT = "it needs Research Mode: Device Portal > System > Research mode"
 
@@ -65,6 +66,8 @@ class BridgeConfig:
         width, height, fps: The PV format asked for.
         time_scale: Device seconds a second, for a simulated headset that plays faster; the session
             is then a lossless replay.
+        spool: Where packets wait while the server is away or slow; the session is then a lossless
+            replay, too, oldest first. Only an expert's: guidance cannot wait for a backlog.
         exit_when_silent_s: End when every stream has been silent for this long, from the first
             welcome on (until then it dials on); None: never.
         close_at_end: Have the session closed when the bridge ends.
@@ -72,7 +75,7 @@ class BridgeConfig:
 
     Raises:
         ConfigError: The target is malformed or lacks its key, there is no such PV format or
-            stream, or streams exclude each other.
+            stream, streams exclude each other, or a guided session has a spool.
     """
 
     host: str
@@ -91,6 +94,7 @@ class BridgeConfig:
     height: int = 360
     fps: int = 30
     time_scale: float = 1.0
+    spool: SpoolConfig | None = None
     exit_when_silent_s: float | None = None
     close_at_end: bool = False
     display: bool = True
@@ -99,6 +103,8 @@ class BridgeConfig:
     def __post_init__(self) -> None:
         check_target(server=self.server, device=self.device, key=self.key)
         check_streams(self.streams)
+        if self.spool is not None and self.kind != "expert":
+            raise ConfigError("--spool is for --kind expert: guidance cannot wait for a backlog")
         asked = (self.width, self.height, self.fps)
         if asked not in PV_FORMATS:
             sizes = sorted(PV_FORMATS)
@@ -124,14 +130,19 @@ class Bridge:
             config: What to do.
             on_guidance: Told of each new revision, whether or not the headset can show it.
             clock: Monotonic clock, ns.
+
+        Raises:
+            StateError: Another bridge of this device uses the spool.
         """
         self._config = config
         self._clock = clock
         self._on_guidance = on_guidance
         self._told: dict[str, str] = {}
         self._welcomed_ns: int | None = None
-        self._stop = asyncio.Event()
-        replay = config.time_scale != 1.0
+        self._stop, self._is_hurried = asyncio.Event(), False
+        wanted = config.spool
+        spool = None if wanted is None else wanted.open(config.device, clock=clock)
+        is_fast = config.time_scale != 1.0
         streams = wire_streams(config.streams)
         self.sender = Sender(
             Source(
@@ -143,7 +154,7 @@ class Bridge:
                 task=config.task,
                 procedure=config.procedure,
                 method=config.method,
-                replay=replay,
+                replay=is_fast or spool is not None,
                 time_scale=config.time_scale,
             ),
             server=config.server,
@@ -155,8 +166,10 @@ class Bridge:
                 on_picture=lambda message, image: self.wearer.take_picture(message, image),
                 on_command_result=lambda result: self.wearer.take_result(result),
             ),
+            spool=spool,
             clock=clock,
         )
+        self.backlog = Backlog(self.sender, spool)
         self.wearer = Wearer(
             WearerConfig(
                 host=config.host,
@@ -181,7 +194,7 @@ class Bridge:
         self._uplink = Uplink(
             self.sender,
             streams=frozenset(streams),
-            replay=replay,
+            replay=is_fast and spool is None,
             clock=clock,
             on_restart=self._begin_epoch,
         )
@@ -198,7 +211,8 @@ class Bridge:
         ).pumps(frozenset(config.streams))
 
     def stop(self) -> None:
-        """End cleanly: `run` sends what is held and returns."""
+        """End cleanly: `run` sends what is held and returns; a second time: as soon as it can."""
+        self._is_hurried = self._stop.is_set()
         self._stop.set()
 
     async def run(self) -> None:
@@ -209,11 +223,13 @@ class Bridge:
             ProtocolError: The server speaks another major version.
         """
         link = asyncio.create_task(self.sender.run(), name="link")
+        sensors = [
+            asyncio.create_task(self._keep_up(sensor, pump), name=sensor)
+            for sensor, pump in self._pumps.items()
+        ]
         jobs = [
-            *(
-                asyncio.create_task(self._keep_up(sensor, pump), name=sensor)
-                for sensor, pump in self._pumps.items()
-            ),
+            *sensors,
+            asyncio.create_task(self.backlog.tell()),
             asyncio.create_task(self._watch_clock()),
             asyncio.create_task(self._watch_silence()),
             asyncio.create_task(self.wearer.run()),
@@ -225,11 +241,11 @@ class Bridge:
                 if job.done() and self.sender.state != "closed":
                     job.result()  # raises what ended it
             if not link.done():
+                if self._config.spool is not None:  # else it would never be through
+                    await _cancel(sensors)
                 await self._finish()
         finally:
-            for task in (stopped, *jobs):
-                task.cancel()
-            await asyncio.gather(stopped, *jobs, return_exceptions=True)
+            await _cancel([stopped, *jobs])
             await self._camera.off()
             if not link.done():
                 link.cancel()
@@ -242,10 +258,9 @@ class Bridge:
         if self.sender.state == "connecting":
             log.warning("ending; the server was never reached", server=self._config.server)
             return
-        try:
-            await self.sender.finish(close=self._config.close_at_end, timeout_s=FINISH_S)
-        except StateError as error:
-            log.warning("ending; not all was handed over", reason=str(error))
+        await self.backlog.hand_over(
+            close=self._config.close_at_end, is_hurried=lambda: self._is_hurried
+        )
 
     # -- streams ---------------------------------------------------------------------------------
 
@@ -320,6 +335,13 @@ class Bridge:
             self._welcomed_ns = self._clock()
         log.info("in session", session=welcome.session, epoch=welcome.epoch)
         self.wearer.join()
+
+
+async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    ending = list(tasks)
+    for task in ending:
+        task.cancel()
+    await asyncio.gather(*ending, return_exceptions=True)
 
 
 def _format(size: tuple[int, int, int]) -> str:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 MAX_TIME_SCALE = 1000.0
 """As the wire allows it."""
+MAX_SPOOL_GB = 100_000
 
 
 class Kind(StrEnum):
@@ -82,6 +83,20 @@ def bridge(
     time_scale: Annotated[
         float, typer.Option(help="Only with a simulated headset that plays faster.")
     ] = 1.0,
+    spool: Annotated[
+        bool | None,
+        typer.Option(
+            "--spool/--no-spool",
+            help="Keep on this disk what the server cannot take now, and send it later; "
+            "by default with --kind expert.",
+        ),
+    ] = None,
+    spool_dir: Annotated[Path, typer.Option(help="Where that is kept; a local disk.")] = Path(
+        "keystep-spool"
+    ),
+    spool_limit_gb: Annotated[
+        float, typer.Option(help="The most that is kept there for this headset.")
+    ] = 20.0,
     exit_when_silent: Annotated[
         float | None,
         typer.Option(help="End after this many seconds without any packet, in a session."),
@@ -97,6 +112,7 @@ def bridge(
     ] = False,
 ) -> None:
     """Carry a HoloLens 2's streams (hl2ss) to a server and its guidance back, until Ctrl-C."""
+    from keystep_hololens.backlog import SpoolConfig
     from keystep_hololens.bridge import BridgeConfig
     from keystep_hololens.target import load_key
 
@@ -108,6 +124,13 @@ def bridge(
         raise ConfigError(
             f"--time-scale is {time_scale}, expected more than 0 and at most {MAX_TIME_SCALE:g}"
         )
+    if spool is None:
+        spool = kind is Kind.EXPERT and time_scale == 1.0
+    if not 0 < spool_limit_gb <= MAX_SPOOL_GB:
+        raise ConfigError(
+            f"--spool-limit-gb is {spool_limit_gb}, expected more than 0 and at most {MAX_SPOOL_GB}"
+        )
+    spooled = SpoolConfig(folder=spool_dir, limit_bytes=int(spool_limit_gb * 1e9))
     device_key, endpoint, named = load_key(key, server=server, device=device_id)
     config = BridgeConfig(
         host=device,
@@ -126,6 +149,7 @@ def bridge(
         height=height,
         fps=fps,
         time_scale=time_scale,
+        spool=spooled if spool else None,
         exit_when_silent_s=exit_when_silent,
         close_at_end=close,
         display=display,
@@ -152,6 +176,8 @@ async def _run(config: BridgeConfig) -> None:
         "Sent "
         + ", ".join(f"{name} {count} (dropped {dropped[name]})" for name, count in sent.items())
     )
+    if (left := running.backlog.left()) is not None:
+        typer.echo(left, err=True)
 
 
 def _show(guidance: wire.Guidance) -> None:
