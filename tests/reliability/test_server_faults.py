@@ -32,12 +32,13 @@ DISK_MB = 48
 
 @asynccontextmanager
 async def site(
-    server: Server, *, keys: tuple[Path, ...] = ()
+    server: Server, *, keys: tuple[Path, ...] = (), kind: str = "guided"
 ) -> AsyncIterator[tuple[Chain, Neighbour]]:
     """A chain on a started server, and a neighbour."""
     neighbour = Neighbour(server, load_device_key(keys[1]) if keys else None)
     try:
-        async with chain_on(server, device="hl2", key=keys[0] if keys else None) as chain:
+        key = keys[0] if keys else None
+        async with chain_on(server, device="hl2", key=key, kind=kind) as chain:
             yield chain, neighbour
     finally:
         await neighbour.close()
@@ -76,6 +77,22 @@ async def test_a_killed_server_goes_on_where_it_was(make_server: Any, reliabilit
         await neighbour.check()
     reliability.add("server killed (-9), started again at once", fault)
     assert fault.after["guidance"]["revision"] >= fault.before["guidance"]["revision"]
+
+
+@pytest.mark.slow
+async def test_a_killed_server_lacks_nothing_of_an_experts_session(
+    make_server: Any, reliability: Rows
+) -> None:
+    server = await make_server()
+    await server.start()
+    async with site(server, kind="expert") as (chain, neighbour):
+        async with chain.fault() as fault:
+            await server.process.kill()
+            await asyncio.sleep(FAULT_S)
+            await start_again(server, fault)
+        await neighbour.check()
+    reliability.add("server of an expert's session killed (-9), started again after 5 s", fault)
+    assert all(lane["lost"] == 0 for lane in fault.after["streams"].values())
 
 
 @pytest.mark.slow

@@ -82,6 +82,7 @@ class Chain:
         self.server, self.headset, self.device = server, headset, device
         self.key: Path | None = None
         self.streams = "rgb,gaze,head,hands,depth"
+        self.kind = "guided"
         self.session = ""
         self.may_lack = ""  # a word of the error that the session's close may end with
         self.samples: list[Sample] = []
@@ -108,6 +109,7 @@ class Chain:
             self.server.folder / "logs",
             *("bridge", "--device", "127.0.0.1", "--base-port", str(self.headset.base_port)),
             *("--server", self.server.wire, "--streams", self.streams, *who, *PROCEDURE),
+            *("--kind", self.kind, "--spool-dir", str(self.server.folder / "spool")),
         )
 
     def use_key(self, key: Path) -> None:
@@ -115,7 +117,7 @@ class Chain:
         self.key = self.detector.key = key
 
     def start_detector(self) -> None:
-        self._detector = Detector(self.device, self.server, self.headset, self.key)
+        self._detector = Detector(self.device, self.server, self.headset, self.key, self.kind)
 
     async def settle(self) -> None:
         """Begin, and wait until all streams come in and the wearer is guided by fresh evidence."""
@@ -241,7 +243,10 @@ class Chain:
             answer
         )
         lane = (await self._ask("/stats"))["stats"]["streams"]
-        assert (lane["detections"]["packets"], lane["detections"]["lost"]) == (TRUTH.frame_count, 0)
+        assert (lane["detections"]["packets"], lane["detections"]["lost"]) == (
+            TRUTH.frame_count,
+            0,
+        ), lane["detections"]
 
     async def _ask(self, path: str = "") -> Any:
         return await until(lambda: self.server.get(f"/sessions/{self.session}{path}"), bool)
@@ -255,12 +260,17 @@ class Chain:
 
 @asynccontextmanager
 async def chain_on(
-    server: Server, *, device: str, key: Path | None = None, streams: str | None = None
+    server: Server,
+    *,
+    device: str,
+    key: Path | None = None,
+    streams: str | None = None,
+    kind: str = "guided",
 ) -> AsyncIterator[Chain]:
     """A chain in its steady state."""
     async with worn_headset() as headset:
         chain = Chain(server, headset, device)
-        chain.key, chain.streams = key, streams or chain.streams
+        chain.key, chain.streams, chain.kind = key, streams or chain.streams, kind
         try:
             await chain.settle()
             yield chain

@@ -60,8 +60,11 @@ class Detector:
 
     _frames: list[bytes] = []  # noqa: RUF012 - read once for all tests
 
-    def __init__(self, device: str, server: Server, headset: SimulatedHeadset, key: Path | None):
+    def __init__(
+        self, device: str, server: Server, headset: SimulatedHeadset, key: Path | None, kind: str
+    ) -> None:
         self._device, self._server, self._headset, self.key = device, server, headset, key
+        self._kind = kind
         self._time_ns = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._moving = asyncio.Lock()
@@ -81,6 +84,7 @@ class Detector:
             device=self._device,
             client="keystep tests",
             streams=("detections",),
+            kind=self._kind,  # type: ignore[arg-type]  # one of the two
             procedure="industreal-assy",
             method="b3",
         )
