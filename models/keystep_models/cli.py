@@ -6,6 +6,7 @@ import typer
 
 from keystep_models.commands import evaluate_command
 from keystep_models.commands.ablation_command import ablation
+from keystep_models.commands.evaluate_guidance import guidance
 from keystep_models.commands.extract_command import extract
 from keystep_models.commands.features_command import convert as convert_features
 from keystep_models.commands.procedure_commands import check, convert
@@ -35,6 +36,7 @@ def register(app: typer.Typer) -> None:
     for name in ("ksl", "phase", "tau", "summary"):
         evaluate.command(name)(getattr(evaluate_command, name))
     evaluate.command("ablation")(ablation)
+    evaluate.command("guidance")(guidance)
     app.add_typer(evaluate, name="evaluate")
     features = typer.Typer(no_args_is_help=True, help="Feature folders of data sets.")
     features.callback()(_features)

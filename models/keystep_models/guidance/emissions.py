@@ -34,9 +34,10 @@ class EmissionSettings:
 
     Attributes:
         components: Directions kept of a part, those in which the expert's ticks vary most.
-        shrinkage: Of the scatter within classes towards a sphere, 0 to 1.
+        shrinkage: Of the scatter within classes towards a sphere, above 0 to 1. At 1 distances
+            are plain ones.
         tail: Degrees of freedom: small numbers let no single tick say much.
-        strength: Of a tick's evidence: below 1, as neighbouring ticks are alike.
+        strength: Of a tick's evidence at 10 Hz: below 1, as neighbouring ticks are alike.
         part_strengths: Of single parts, relative to `strength`; 1 for those not named.
         unit_parts: Parts that are scaled to length 1 first.
         strange_factor: A tick is strange when it is so much farther from every prototype than
@@ -46,7 +47,7 @@ class EmissionSettings:
     components: int = 64
     shrinkage: float = 0.5
     tail: float = 10.0
-    strength: float = 0.3
+    strength: float = 0.5
     part_strengths: Mapping[str, float] = field(default_factory=dict)
     unit_parts: tuple[str, ...] = ("appearance",)
     strange_factor: float = 6.0

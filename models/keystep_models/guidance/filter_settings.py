@@ -46,13 +46,13 @@ class FilterSettings:
     slowness: float = 1.4
     duration_blend: float = 0.5
     least_duration_s: float = 1.0
-    skip_rate: float = 0.2
+    skip_rate: float = 0.1
     jump_rate: float = 0.005
     repeat_rate: float = 0.01
     repeatable_rate: float = 0.2
     gap_likeness: float = 0.3
-    abandon_rate_hz: float = 0.02
-    report_threshold: float = 0.8
+    abandon_rate_hz: float = 0.0
+    report_threshold: float = 0.5
     hold_s: float = 0.3
     retract_threshold: float = 0.2
     look_back_s: float = 30.0
