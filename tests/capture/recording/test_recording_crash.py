@@ -65,6 +65,7 @@ def test_a_killed_writer_has_lost_nothing_that_was_flushed(tmp_path: Path, flush
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_hundred_killed_writers_have_lost_nothing_that_was_flushed(tmp_path: Path) -> None:
     pick = random.Random(5)
     for number in range(100):
