@@ -233,3 +233,45 @@ def test_titles_of_other_steps_and_paths_outside_are_refused(bundle: Bundle) -> 
     outside = {**titles, 7: ReviewedStep(title="y", picture="../secret.jpg")}
     with pytest.raises(DataError, match="cannot be a picture's path"):
         procedure_of_bundle(bundle, outside, name="cart", task="a")
+
+
+def encoders_folder(folder: Path) -> Path:
+    """A manifest and the file it names, as an export of encoders writes them."""
+    folder.mkdir()
+    (folder / "encoders.onnx").write_bytes(b"not loaded here, only compared by hash")
+    tensor = {"name": "x", "dtype": "float32", "shape": ["batch", 12]}
+    manifest = {
+        "name": "encoders",
+        "version": "1",
+        "file": "encoders.onnx",
+        "sha256": hashlib.sha256((folder / "encoders.onnx").read_bytes()).hexdigest(),
+        "licence": "Apache-2.0",
+        "source": "a test",
+        "inputs": [tensor],
+        "outputs": [{**tensor, "name": "y"}],
+        "preprocessing": {},
+        "rate_hz": 10.0,
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def test_encoders_travel_with_the_bundle_and_through_a_recompile(tmp_path: Path) -> None:
+    raw = expert_part()
+    parts = {"steps": ExpertPart(cue="appearance", is_encoded=True, rows=raw.rows)}
+    source = encoders_folder(tmp_path / "export")
+    made = make_bundle(tmp_path / "bundle", parts, SEGMENTS, encoders=source)
+    again = recompile(made, SEGMENTS[:2], tmp_path / "fewer")
+    assert made.encoder_manifest == tmp_path / "bundle/encoders/manifest.json"
+    assert again.encoder_manifest is not None
+    assert again.encoder_manifest.read_bytes() == (source / "manifest.json").read_bytes()
+    (made.folder / "encoders/encoders.onnx").write_bytes(b"swapped")
+    with pytest.raises(DataError, match="damaged or another version"):
+        read_bundle(made.folder)
+
+
+def test_encoded_parts_need_encoders_and_nothing_is_left_behind(tmp_path: Path) -> None:
+    parts = {"steps": ExpertPart(cue="appearance", is_encoded=True, rows=expert_part().rows)}
+    with pytest.raises(DataError, match=r"encoders/manifest\.json"):
+        make_bundle(tmp_path / "bundle", parts, SEGMENTS)
+    assert list(tmp_path.iterdir()) == []
