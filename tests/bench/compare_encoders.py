@@ -102,7 +102,7 @@ def run(
 ) -> dict[str, Any]:
     """One variant with one seed; what was measured before is read."""
     folder = options.out / f"{''.join(c if c.isalnum() else '-' for c in name)}-{seed}"
-    result = folder / "ksl.json"
+    result = folder / f"ksl-{options.clusters}.json"
     if result.exists():
         return dict(json.loads(result.read_text()))
     groups, model, began = split(videos, seed), None, time.process_time()
@@ -146,7 +146,9 @@ def main() -> None:
         for name, row in table.items()
     }
     document = {"ksl_f1_percent": summary, "runs": table, "sessions": len(videos)}
-    (options.out / "encoders.json").write_text(json.dumps(document, indent=2) + "\n")
+    (options.out / f"encoders-{options.clusters}.json").write_text(
+        json.dumps(document, indent=2) + "\n"
+    )
     print(json.dumps(summary, indent=2))
 
 

@@ -11,82 +11,25 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from keystep_capture.errors import ConfigError, DataError, ModelError, ShapeError, StateError
+from keystep_capture.errors import ConfigError, DataError, ModelError, StateError
 from keystep_models.incremental.snapshot import CueRows, SlotSnapshot
+from keystep_models.incremental.spec import KIND, read_spec
 from keystep_models.incremental.state_pool import StatePool
+from keystep_models.incremental.ticks import Embeddings, Ticks, checked_rows
 from keystep_models.onnx_model import OnnxModel
 
-KIND = "incremental-encoders"
-"""`preprocessing.kind` in the manifest of such a model."""
+__all__ = ["KIND", "Embeddings", "IncrementalEncoders", "Ticks"]
+
 MAX_SLOTS = 4096
 MAX_POOL_BYTES = 8 << 30
 MAX_FRAME = 1 << 24
 """Ticks of a session: counted exactly in float32; 19 days at 10 Hz."""
-MAX_ABSOLUTE_VALUE = 1e6
-"""Of a raw feature. Larger ones could overflow in the encoders and spoil W ticks."""
-
-_Positive = Annotated[int, msgspec.Meta(ge=1)]
-
-
-class EncoderSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The manifest's `preprocessing`: how the encoders are to be used.
-
-    Attributes:
-        kind: Always `KIND`.
-        cues: Values of a raw feature (D_cue) by cue, in the graph's order.
-        layers: Names of the pool's tensors, one per layer.
-        width: Values of an embedding (D).
-        context: How many ticks back a tick sees, its own included (W).
-        position: Which position encoding was trained.
-    """
-
-    kind: str
-    cues: Annotated[dict[str, _Positive], msgspec.Meta(min_length=1)]
-    layers: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
-    width: _Positive
-    context: _Positive
-    position: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Ticks:
-    """The newest tick of several sessions.
-
-    Attributes:
-        slots: Each session's slot, int64 (B,), each at most once.
-        frames: Each session's tick, int64 (B,): whole numbers at the model's rate, counted from
-            the session's start, so that ticks that were left out count too; each later than the
-            slot's last.
-        raw: Cue to raw features, float32 (B, D_cue). A cue that is not named is missing in all.
-        valid: Cue to bool (B,): where the cue is there; a cue in `raw` but not here is there in
-            all. Rows that are not valid mean nothing.
-    """
-
-    slots: NDArray[np.int64]
-    frames: NDArray[np.int64]
-    raw: Mapping[str, NDArray[np.float32]]
-    valid: Mapping[str, NDArray[np.bool_]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Embeddings:
-    """What the encoders make of a batch of ticks.
-
-    Attributes:
-        adapted: Cue to adapted features, float32 (B, D); zeros where the cue is missing.
-        valid: Cue to bool (B,): where the cue is there.
-    """
-
-    adapted: dict[str, NDArray[np.float32]]
-    valid: dict[str, NDArray[np.bool_]]
 
 
 class IncrementalEncoders:
@@ -99,7 +42,7 @@ class IncrementalEncoders:
             ConfigError: No slot, too many, or a pool above `MAX_POOL_BYTES`.
             ModelError: The manifest is not one of incremental encoders.
         """
-        self.spec = _read_spec(model)
+        self.spec = read_spec(model)
         self.model = model
         self._cues = tuple(self.spec.cues)
         shape = (len(self._cues), slot_count + 1, self.spec.context, self.spec.width)
@@ -212,11 +155,11 @@ class IncrementalEncoders:
 
         Raises:
             ShapeError: An array has another dtype or shape.
-            DataError: A valid feature is not finite or above `MAX_ABSOLUTE_VALUE`.
+            DataError: A valid feature is not finite or above `ticks.MAX_ABSOLUTE_VALUE`.
             StateError: A slot is not open or there twice, or a tick is not after its last one.
             ModelError: ONNX Runtime failed.
         """
-        raw, valid = self._check_ticks(ticks)
+        raw, valid = checked_rows(ticks, self.spec.cues)
         with self._lock:
             self._check_order(ticks)
             slots, frames = ticks.slots, ticks.frames
@@ -312,42 +255,6 @@ class IncrementalEncoders:
             ) from error
         return adapted
 
-    def _check_ticks(
-        self, ticks: Ticks
-    ) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.bool_]]:
-        """Raw features by the graph's input names, and bool (C, B)."""
-        count = len(ticks.slots)
-        for name, array in (("slots", ticks.slots), ("frames", ticks.frames)):
-            if array.shape != (count,) or array.dtype != np.int64 or not count:
-                raise ShapeError(f"{name} must be int64 (B,), got {array.dtype} {array.shape}")
-        if unknown := (set(ticks.raw) | set(ticks.valid)) - set(self._cues):
-            raise ShapeError(
-                f"no encoder for {', '.join(sorted(unknown))}; there are {', '.join(self._cues)}"
-            )
-        raw, valid = {}, np.zeros((len(self._cues), count), np.bool_)
-        for idx, (cue, size) in enumerate(self.spec.cues.items()):
-            rows = ticks.raw.get(cue)
-            if rows is None:
-                raw[f"raw_{cue}"] = np.zeros((count, size), np.float32)
-                continue
-            if rows.shape != (count, size) or rows.dtype != np.float32:
-                raise ShapeError(
-                    f"cue {cue!r} must be float32 ({count}, {size}), got {rows.dtype} {rows.shape}"
-                )
-            there = ticks.valid.get(cue, np.ones(count, np.bool_))
-            if there.shape != (count,) or there.dtype != np.bool_:
-                raise ShapeError(
-                    f"valid of {cue!r} must be bool ({count},), got {there.dtype} {there.shape}"
-                )
-            if not (np.abs(rows[there]) <= MAX_ABSOLUTE_VALUE).all():
-                raise DataError(
-                    f"cue {cue!r} has a value that is not finite or above {MAX_ABSOLUTE_VALUE:g}; "
-                    "mark such a row as missing"
-                )
-            raw[f"raw_{cue}"] = rows if there.all() else np.where(there[:, None], rows, 0.0)
-            valid[idx] = there
-        return raw, valid
-
     def _check_order(self, ticks: Ticks) -> None:
         self._check_open(ticks.slots)
         if len(set(ticks.slots.tolist())) < len(ticks.slots):
@@ -390,34 +297,6 @@ def _rows_fit(own: CueRows, last: int, context: int, sizes: tuple[int, int]) -> 
         return False
     within = (frames > last - context) & (frames <= last) & (frames >= 0)
     return bool(within.all() and (np.diff(frames) > 0).all())
-
-
-def _read_spec(model: OnnxModel) -> EncoderSpec:
-    name = model.manifest.name
-    try:
-        spec = msgspec.convert(model.manifest.preprocessing, EncoderSpec)
-    except msgspec.ValidationError as error:
-        raise ModelError(f"{name} is no model of incremental encoders: {error}") from error
-    shapes = {each.name: each.shape for each in model.manifest.inputs if each.name != "frames"}
-    fixed = {  # what is not free in the inputs' shapes
-        "slots": (len(spec.cues), 2),
-        "places": (len(spec.cues), 3),
-        "ages": (len(spec.cues), spec.context),
-        **{f"raw_{cue}": (size,) for cue, size in spec.cues.items()},
-        **dict.fromkeys(spec.layers, (len(spec.cues), spec.context, spec.width)),
-    }
-    found = {key: tuple(n for n in shape if isinstance(n, int)) for key, shape in shapes.items()}
-    outputs = ["adapted", *(f"{layer}_out" for layer in spec.layers)]
-    if (
-        spec.kind != KIND
-        or found != fixed
-        or [each.name for each in model.manifest.outputs] != outputs
-    ):
-        raise ModelError(
-            f"{name} is no model of incremental encoders: expected inputs of sizes {fixed} and "
-            f"outputs {outputs}; export it again"
-        )
-    return spec
 
 
 def _check_pool(slot_count: int, nbytes: int) -> None:
