@@ -51,6 +51,12 @@ class Outboxes:
         pending.order = self._offered_count
         return self._boxes[stream].offer(pending, now_ns)
 
+    def hold(self, stream: str, pending: Pending) -> None:
+        """As `Outbox.hold`."""
+        self._offered_count += 1
+        pending.order = self._offered_count
+        self._boxes[stream].hold(pending)
+
     def has_room(self, stream: str) -> bool:
         """As `Outbox.has_room`; in a replay, nothing of another stream may wait either."""
         box = self._boxes[stream]

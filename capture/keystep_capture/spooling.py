@@ -307,7 +307,7 @@ class SpoolingOutboxes(Outboxes):
         if header.stream in self._not_granted:
             box.dropped_count += 1
         elif header.sequence <= box.received_sequence:
-            box.hold(_pending(found))
+            self.hold(header.stream, _pending(found))
         elif header.sequence <= box.last_sequence:
             box.dropped_count += 1  # the file lies
         else:

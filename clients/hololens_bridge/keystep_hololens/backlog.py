@@ -66,10 +66,14 @@ class Backlog:
         self._is_behind = False
 
     async def tell(self) -> None:
-        """Say in the log how far the server is behind, every few seconds, and when no more."""
+        """Say in the log how far the server is behind, every few seconds, and when no more.
+
+        Where nothing is spooled, nothing is caught up with either: then it says nothing.
+        """
         while True:
             await asyncio.sleep(TELL_EVERY_S)
-            self.tell_once()
+            if self._spool is not None:
+                self.tell_once()
 
     def tell_once(self) -> None:
         """As `tell`, now."""
