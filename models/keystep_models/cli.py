@@ -10,6 +10,7 @@ from keystep_models.commands.evaluate_guidance import guidance
 from keystep_models.commands.extract_command import extract
 from keystep_models.commands.features_command import convert as convert_features
 from keystep_models.commands.procedure_commands import check, convert
+from keystep_models.commands.psr_detect import detect
 from keystep_models.commands.psr_run import run
 from keystep_models.commands.psr_score import score
 from keystep_models.commands.train_export_command import export
@@ -19,6 +20,7 @@ from keystep_models.commands.train_steps_command import steps
 def register(app: typer.Typer) -> None:
     """Add the models' subcommands to the `keystep` command."""
     psr = typer.Typer(no_args_is_help=True, help="Recognise steps from detections, and measure it.")
+    psr.command("detect")(detect)
     psr.command("run")(run)
     psr.command("score")(score)
     app.add_typer(psr, name="psr")

@@ -21,7 +21,7 @@ from keystep_capture.errors import DataError
 from keystep_models.psr.logic import Detection
 from keystep_models.psr.text_files import finite_number, open_text, read_json, shown, whole_number
 
-_COLUMNS: Final = (
+COLUMNS: Final = (
     "clip",
     "framenr",
     "bb_class",
@@ -31,6 +31,7 @@ _COLUMNS: Final = (
     "bb_w",
     "bb_h",
 )
+"""Of IndustReal's layout, in order."""
 
 _BOX_TOLERANCE_PX: Final = 1.0  # published boxes touch the border within a pixel
 
@@ -116,9 +117,9 @@ _Row = tuple[int, int, Detection | None]  # line, frame, what was detected
 
 def _parse_rows(reader: Iterator[list[str]], path: Path, limits: DetectionLimits) -> Iterator[_Row]:
     header = next(reader, [])
-    if tuple(header) != _COLUMNS:
+    if tuple(header) != COLUMNS:
         raise DataError(
-            f"{path}, line 1: expected the columns {','.join(_COLUMNS)}, got {shown(header)}"
+            f"{path}, line 1: expected the columns {','.join(COLUMNS)}, got {shown(header)}"
         )
     clip: str | None = None
     last_idx, in_frame = -1, list[Detection | None]()
@@ -151,19 +152,19 @@ def _parse_row(
     values = list(row)
     while values and not values[-1].strip():
         values.pop()
-    if len(values) not in (2, 3, len(_COLUMNS)):
+    if len(values) not in (2, 3, len(COLUMNS)):
         raise DataError(
-            f"{where}: expected {len(_COLUMNS)} values, or 2 or 3 where nothing was detected, got"
+            f"{where}: expected {len(COLUMNS)} values, or 2 or 3 where nothing was detected, got"
             f" {len(values)}: {shown(row)}"
         )
     frame_idx = whole_number(values[1], f"{where}, framenr")
-    if len(values) < len(_COLUMNS):
+    if len(values) < len(COLUMNS):
         return frame_idx, None
     class_id = _class_id(values[2], f"{where}, bb_class", limits)
     confidence = finite_number(values[3], f"{where}, bb_conf", low=0.0, high=1.0)
     x, y, width, height = (
         finite_number(value, f"{where}, {column}")
-        for value, column in zip(values[4:], _COLUMNS[4:], strict=True)
+        for value, column in zip(values[4:], COLUMNS[4:], strict=True)
     )
     _check_box((x, y, width, height), where, limits)
     return frame_idx, Detection(class_id, confidence, (x, y, width, height))
