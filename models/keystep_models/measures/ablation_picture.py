@@ -58,7 +58,8 @@ def draw_ablation(result: AblationResult, path: Path, *, data: str, heading: str
     else:
         ours = figure.subplots()
     _draw_rows(ours, rows, result)
-    ours.set_title(f"{heading}: F1 in %, {data}", fontsize=9, loc="left")
+    ours.set_title("ours", fontsize=9, loc="left")
+    figure.suptitle(f"{heading}: F1 in %, {data}", fontsize=9, x=0.01, ha="left")
     _finish(figure, ours, path)
 
 
