@@ -6,15 +6,23 @@ import av
 import numpy as np
 import pytest
 
-from keystep_models.cues.motion_cue import BINS, CELLS, SIZE, MotionCue, describe_flow
+from keystep_models.cues.motion_cue import (
+    BINS,
+    CELLS,
+    SIZE,
+    MotionCue,
+    MotionPreprocessing,
+    describe_flow,
+)
 from keystep_models.cues.sensor_cues import GAZE_TICKS, GazeCue, HeadCue, gaze_stack, hand_in_head
 
 
-def picture(shift: int) -> av.VideoFrame:
+def picture(shift: int) -> np.ndarray:
     rng = np.random.default_rng(0)
     texture = np.kron(rng.integers(0, 255, (30, 60), np.uint8), np.ones((12, 12), np.uint8))
     grey = texture[:, 60 + shift : 60 + shift + 640]
-    return av.VideoFrame.from_ndarray(np.repeat(grey[..., None], 3, 2), format="rgb24")
+    frame = av.VideoFrame.from_ndarray(np.repeat(grey[..., None], 3, 2), format="rgb24")
+    return MotionPreprocessing().from_video_frame(frame)
 
 
 def test_the_first_picture_has_no_motion_and_the_next_has_its_direction() -> None:

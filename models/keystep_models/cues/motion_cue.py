@@ -24,38 +24,52 @@ SIZE: Final = CELLS * CELLS * BINS
 VERSION: Final = 1
 
 
+class MotionPreprocessing:
+    """Makes frames of any size the small grey pictures that flow is taken between.
+
+    It keeps the scaler's tables between calls: one object per stream and thread.
+    """
+
+    def __init__(self) -> None:
+        self._reformatter = VideoReformatter()
+
+    def from_video_frame(self, frame: av.VideoFrame) -> NDArray[np.uint8]:
+        """Scale a frame of any pixel format and size: uint8 (96, 160)."""
+        small = self._reformatter.reformat(
+            frame, WIDTH, HEIGHT, format="gray", interpolation=Interpolation.AREA
+        ).to_ndarray()
+        return np.asarray(small, np.uint8)
+
+
 class MotionCue:
-    """Describes the motion from each picture to the next; one object per video."""
+    """Describes the motion from each small picture to the next; one object per video."""
 
     def __init__(self) -> None:
         """Start before the first picture."""
-        self._reformatter = VideoReformatter()
         self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
-        self._before: NDArray[np.uint8] | None = None
+        self.before: NDArray[np.uint8] | None = None
+        """The last picture, uint8 (96, 160); None where the next one does not follow it."""
 
     def forget(self) -> None:
         """The next picture does not follow the last one (a gap)."""
-        self._before = None
+        self.before = None
 
-    def see(self, frame: av.VideoFrame, *, describe: bool = True) -> NDArray[np.float32] | None:
+    def see(self, small: NDArray[np.uint8], *, describe: bool = True) -> NDArray[np.float32] | None:
         """Take a picture.
 
         Args:
-            frame: Any pixel format and size.
+            small: Of `MotionPreprocessing`.
             describe: False only remembers the picture.
 
         Returns:
             The motion since the picture before, float32 (128,), logarithm of 1 + pixels (of 160
             across the picture) per cell and direction; None for the first picture.
         """
-        small = self._reformatter.reformat(
-            frame, WIDTH, HEIGHT, format="gray", interpolation=Interpolation.AREA
-        ).to_ndarray()
-        before, self._before = self._before, np.asarray(small, np.uint8)
+        before, self.before = self.before, small
         if before is None or not describe:
             return None
         flow = np.zeros((HEIGHT, WIDTH, 2), np.float32)
-        return describe_flow(np.asarray(self._flow.calc(before, self._before, flow), np.float32))
+        return describe_flow(np.asarray(self._flow.calc(before, small, flow), np.float32))
 
 
 def describe_flow(flow: NDArray[np.float32]) -> NDArray[np.float32]:

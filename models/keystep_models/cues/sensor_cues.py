@@ -7,8 +7,8 @@ the cue. Poses are world_from_head, 4x4, metres; axes as the device's (x right, 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,15 @@ class GazeCue:
             return None
         self._last.append(direction)
         return np.concatenate(self._last) if len(self._last) == GAZE_TICKS else None
+
+    def snapshot(self) -> list[list[float]]:
+        """What the next tick needs, as values that JSON holds exactly."""
+        return [direction.tolist() for direction in self._last]
+
+    def restore(self, snapshot: Sequence[Sequence[float]]) -> None:
+        """Go on from a `snapshot`; ValueError or TypeError where it is malformed."""
+        rows = [np.array(values, np.float32).reshape(3) for values in snapshot]
+        self._last = deque(rows, maxlen=GAZE_TICKS)
 
 
 def gaze_stack(samples: Array | None, world_from_head: Array | None) -> NDArray[np.float32] | None:
@@ -119,6 +128,29 @@ class HeadCue:
     def restart(self) -> None:
         """A new world origin (another epoch)."""
         self._start_from_world = self._before = None
+
+    def snapshot(self) -> dict[str, Any]:
+        """What the next tick needs, as values that JSON holds exactly."""
+        start, before = self._start_from_world, self._before
+        return {
+            "start_from_world": None if start is None else start.tolist(),
+            "before": None if before is None else [before[0].tolist(), before[1]],
+        }
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """Go on from a `snapshot`; an error that says no more where it is malformed.
+
+        Raises:
+            ValueError: A pose is none.
+            TypeError: Something else is there.
+            KeyError: Something is not there.
+        """
+        start, before = snapshot["start_from_world"], snapshot["before"]
+        poses = [None if p is None else np.array(p, np.float64).reshape(4, 4)
+                 for p in (start, None if before is None else before[0])]  # fmt: skip
+        time_s = 0.0 if before is None else float(before[1])
+        self._start_from_world = poses[0]
+        self._before = None if poses[1] is None else (poses[1], time_s)
 
 
 def hand_in_head(

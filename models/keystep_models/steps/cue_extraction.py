@@ -23,9 +23,10 @@ from keystep_capture.errors import ConfigError, DataError, ModelError
 from keystep_models.cues import depth_cue, motion_cue, sensor_cues
 from keystep_models.cues.appearance_cue import appearance_manifest_path
 from keystep_models.cues.depth_cue import depth_picture
-from keystep_models.cues.motion_cue import MotionCue
+from keystep_models.cues.motion_cue import MotionPreprocessing
 from keystep_models.cues.picture_model import PictureCue, PictureInput
-from keystep_models.cues.sensor_cues import GazeCue, HeadCue, gaze_stack, hand_in_head
+from keystep_models.cues.tick_cues import CUE_SIZES, TickCues, TickInput
+from keystep_models.cues.tick_timeline import MAX_GAP_S, TickPlace
 from keystep_models.onnx_model import OnnxModel
 from keystep_models.steps.feature_folder import (
     CueFeatures,
@@ -46,7 +47,6 @@ BUILT_IN_CUES: Final = (
     "left_hand",
     "right_hand",
 )
-MAX_GAP_S: Final = 10.0
 _NS = 1_000_000_000
 _FLUSH_TICKS = 100
 _CONSTANT = 1e-6  # largest change of a cue that does not change, relative to its values
@@ -211,11 +211,11 @@ class _Reader:
         self._partial = partial
         self._cues = (*choice.cues, *choice.models)  # those that are made tick by tick
         self._pictures = {cue: PictureCue(model) for cue, model in models.items()}
-        self._motion, self._gaze, self._head = MotionCue(), GazeCue(), HeadCue()
+        self._ticks = TickCues(choice.cues, choice.rate_hz)
+        self._small = MotionPreprocessing()
         self._times: list[int] = []  # on the timeline, ns
         self._origins: list[dict[str, int]] = []  # where each epoch lies on the timeline
         self._gaps: list[str] = []
-        self._last: Moment | None = None
         self._done = partial.begin(self._sizes())
 
     @property
@@ -224,28 +224,24 @@ class _Reader:
         return len(self._times)
 
     def _sizes(self) -> dict[str, int]:
-        sizes = {
-            "motion": motion_cue.SIZE,
-            "gaze": sensor_cues.GAZE_SIZE,
-            "gaze_stack": sensor_cues.STACK_SIZE,
-            "head": sensor_cues.HEAD_SIZE,
-            "left_hand": sensor_cues.HAND_SIZE,
-            "right_hand": sensor_cues.HAND_SIZE,
-            **{cue: made.size for cue, made in self._pictures.items()},
-        }
+        sizes = {**CUE_SIZES, **{cue: made.size for cue, made in self._pictures.items()}}
         return {cue: sizes[cue] for cue in self._cues}
 
     def take(self, moment: Moment) -> None:
         """Add a tick, and missing ones before it where time jumped."""
-        self._place(moment)
-        index = len(self._times) - 1
-        new = index >= self._done
-        rows = self._sensor_rows(moment)
-        if "motion" in self._choice.cues and moment.picture is not None:
-            rows["motion"] = self._motion.see(moment.picture, describe=new)
-        elif moment.picture is None:
-            self._motion.forget()
-        if not new:
+        new = self.count >= self._done  # behind a gap there is no motion in any case
+        picture = moment.picture if "motion" in self._choice.cues else None
+        place, rows = self._ticks.take(
+            TickInput(
+                epoch=moment.epoch,
+                device_time_ns=moment.device_time_ns,
+                small=None if picture is None else self._small.from_video_frame(picture),
+                samples=moment.samples,
+            ),
+            describe=new,
+        )
+        self._place(moment, place)
+        if place.index < self._done:
             for cue, made in self._pictures.items():
                 if cue != "depth":
                     made.remember(moment.picture)
@@ -254,7 +250,7 @@ class _Reader:
         for cue, made in self._pictures.items():
             picture = moment.picture if cue != "depth" else self._depth(moment)
             self._append_all(cue, made.take(picture))
-        if index % _FLUSH_TICKS == 0:
+        if place.index % _FLUSH_TICKS == 0:
             self._partial.flush()
 
     def _append(self, rows: Mapping[str, NDArray[np.float32] | None]) -> None:
@@ -271,62 +267,29 @@ class _Reader:
         images = (moment.samples.get(stream) for stream in ("depth", "depth_ahat"))
         return depth_picture(next((image for image in images if image is not None), None))
 
-    def _place(self, moment: Moment) -> None:
-        last, self._last = self._last, moment
-        period = _NS / self._choice.rate_hz
-        if last is None or moment.epoch != last.epoch:
-            start = 0 if last is None else self._times[-1] + round(MAX_GAP_S * _NS)
-            if last is not None:
-                self._gap(start)
-                self._gaps.append(f"the device restarted before {start / _NS:.1f} s")
-            self._head.restart()
-            self._forget()
-            self._origins.append(
-                {"epoch": moment.epoch, "device_time_ns": moment.device_time_ns, "time_ns": start}
-            )
-            self._times.append(start)
-            return
-        origin = self._origins[-1]
-        time_ns = moment.device_time_ns - origin["device_time_ns"] + origin["time_ns"]
-        elapsed = time_ns - self._times[-1]
-        if elapsed > 2.5 * period:
-            if elapsed > MAX_GAP_S * _NS:
-                self._gaps.append(
-                    f"nothing for {elapsed / _NS:.1f} s from {self._times[-1] / _NS:.1f} s"
-                )
-            self._gap(time_ns)
-            self._forget()
-        self._times.append(time_ns)
-
-    def _forget(self) -> None:
-        """The next picture does not follow the last one."""
-        self._motion.forget()
-        for made in self._pictures.values():
-            made.forget()
-
-    def _gap(self, until_ns: int) -> None:
-        """Ticks that lack every cue, so that frame numbers keep pace with time (10 s at most)."""
-        period = _NS / self._choice.rate_hz
-        begin = self._times[-1]
-        count = min(round((until_ns - begin) / period), round(MAX_GAP_S * self._choice.rate_hz)) - 1
-        for number in range(1, count + 1):
-            self._times.append(begin + round(number * (until_ns - begin) / (count + 1)))
-            if len(self._times) - 1 < self._done:
+    def _place(self, moment: Moment, place: TickPlace) -> None:
+        """Note where a tick lies, after ticks that lack every cue where time jumped."""
+        for time_ns in place.missing_ns:
+            self._times.append(time_ns)
+            if len(self._times) <= self._done:
                 continue
             self._append({})
             for cue, made in self._pictures.items():
                 self._append_all(cue, made.take(None))
-
-    def _sensor_rows(self, moment: Moment) -> dict[str, NDArray[np.float32] | None]:
-        samples = moment.samples
-        pose, hands = samples.get("head"), samples.get("hands")
-        return {
-            "gaze": self._gaze.see(samples.get("gaze"), pose),
-            "gaze_stack": gaze_stack(samples.get("gaze_stack"), pose),
-            "head": self._head.see(pose, moment.device_time_ns / _NS),
-            "left_hand": hand_in_head(hands, pose, 0),
-            "right_hand": hand_in_head(hands, pose, 1),
-        }
+        if place.note:
+            self._gaps.append(place.note)
+        if place.starts_epoch:
+            self._origins.append(
+                {
+                    "epoch": moment.epoch,
+                    "device_time_ns": moment.device_time_ns,
+                    "time_ns": place.time_ns,
+                }
+            )
+        if not place.follows:
+            for made in self._pictures.values():  # the next picture does not follow the last one
+                made.forget()
+        self._times.append(place.time_ns)
 
     def finish(
         self, source: RecordingSource, sources: Mapping[str, Mapping[str, Any]], key: str
