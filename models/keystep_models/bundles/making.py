@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped, unused-ignore]
 
 from keystep_capture.errors import DataError, StateError
 from keystep_models.bundles.array_files import write_arrays
@@ -77,7 +78,8 @@ def make_bundle(
     if folder.exists():
         raise StateError(f"{folder} exists; bundles never change, choose another folder")
     rows = {name: part.rows for name, part in parts.items()}
-    model = EmissionModel.fit(rows, segments, emissions)
+    with threadpool_limits(limits=1):  # the same bytes everywhere, and live sessions go first
+        model = EmissionModel.fit(rows, segments, emissions)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:

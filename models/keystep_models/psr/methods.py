@@ -223,10 +223,27 @@ def check_live_method(name: str) -> None:
         )
 
 
+KEY_STEPS: Final = "key_steps"
+"""The method of procedures that pin a bundle; `guidance.bundle_recogniser` makes it."""
+
+
 def choose_live_method(
     asked: str | None, procedure: Procedure, *, default: str = AUTO
 ) -> tuple[str, Recogniser]:
-    """The method a live session runs, by name and at its start.
+    """The method by which a live session recognises steps from detections, at its start.
+
+    Arguments and errors as `live_method_name`; a procedure that pins a bundle has none.
+    """
+    name = live_method_name(asked, procedure, default=default)
+    if name == KEY_STEPS:
+        raise ConfigError(f"procedure {procedure.name!r} is followed by its bundle")
+    return name, METHODS[name].make(procedure, MethodOptions())
+
+
+def live_method_name(asked: str | None, procedure: Procedure, *, default: str = AUTO) -> str:
+    """The name of the method that a live session runs.
+
+    A procedure that pins a bundle is followed by it; nothing else can.
 
     Args:
         asked: What the session asks for; None leaves it to `default`.
@@ -237,8 +254,21 @@ def choose_live_method(
     Raises:
         ConfigError: there is no such method, it cannot run live, or not with this procedure.
     """
+    if procedure.bundle is not None:
+        if asked not in (None, AUTO, KEY_STEPS):
+            raise ConfigError(
+                f"procedure {procedure.name!r} pins a bundle: its method is {KEY_STEPS}, not"
+                f" {asked!r}; leave the method out"
+            )
+        return KEY_STEPS
+    if asked == KEY_STEPS:
+        raise ConfigError(
+            f"method {KEY_STEPS!r} needs a procedure that was published from an expert's key"
+            f" steps; {procedure.name!r} pins no bundle"
+        )
     name = asked or default
     if name == AUTO:
         name = "b3" if fitted_model(procedure) is None else TRACKER
     check_live_method(name)
-    return name, METHODS[name].make(procedure, MethodOptions())
+    METHODS[name].make(procedure, MethodOptions())
+    return name

@@ -1,6 +1,8 @@
 """What every method looks like to whoever drives it, a command or a server: frames in, steps out.
 
-Nobody who drives a `Recogniser` needs to know which method it is; `methods` makes them by name.
+A `Follower` knows how far a session is. A `Recogniser` is driven by frames of detections, a
+`TickRecogniser` by ticks and their cues; a method may be both. Nobody who drives one needs to know
+which method it is; `methods` makes recognisers by name.
 """
 
 from __future__ import annotations
@@ -9,6 +11,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from keystep_capture.errors import StateError
 from keystep_models.psr.clips import ClipPrediction
@@ -46,11 +51,11 @@ class FrameReport:
         return (*self.retracted, *self.steps)
 
 
-class Recogniser(ABC):
-    """A method that follows one session, frame by frame.
+class Follower(ABC):
+    """Follows one session: what is done so far, and whether it can see.
 
     Attributes:
-        method: Its name in `methods.METHODS`.
+        method: Its name, as sessions and step events have it.
         procedure: What it follows.
         note: What its user should know of how it was set up; empty where there is nothing.
     """
@@ -70,25 +75,6 @@ class Recogniser(ABC):
     def can_see(self) -> bool:
         """Whether the work is in view; always, for a method that cannot tell."""
         return True
-
-    @property
-    def is_at_rest(self) -> bool:
-        """Whether a frame without any input would change nothing; False where that is not sure."""
-        return False
-
-    @abstractmethod
-    def step(
-        self,
-        frame_idx: int,
-        detections: Sequence[Detection],
-        clip: ClipPrediction | None = None,
-    ) -> FrameReport:
-        """Take the next frame, with or without detections, and what the clip that ends here shows.
-
-        Raises:
-            StateError: `frame_idx` is not after the last frame's.
-            DataError: an input does not fit the procedure. The frame then counts as not given.
-        """
 
     def declare(self, step_id: int) -> StepCompletion:
         """Take a step as done because a person says so, as of the last frame; go on from there.
@@ -110,6 +96,80 @@ class Recogniser(ABC):
         Raises:
             DataError: it is another's, or is malformed. The recogniser is then as it was.
         """
+
+
+class Recogniser(Follower):
+    """A method that is driven by frames: detections, and what clips show."""
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether a frame without any input would change nothing; False where that is not sure."""
+        return False
+
+    @abstractmethod
+    def step(
+        self,
+        frame_idx: int,
+        detections: Sequence[Detection],
+        clip: ClipPrediction | None = None,
+    ) -> FrameReport:
+        """Take the next frame, with or without detections, and what the clip that ends here shows.
+
+        Raises:
+            StateError: `frame_idx` is not after the last frame's.
+            DataError: an input does not fit the procedure. The frame then counts as not given.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CueTick:
+    """One tick's cues.
+
+    Attributes:
+        index: Its number on the session's timeline, from 0; numbers are left out where time jumped.
+        rows: Cue to float32 (D,); a cue that is missing is None or not there.
+    """
+
+    index: int
+    rows: Mapping[str, NDArray[np.float32] | None]
+
+
+class TickRecogniser(Follower):
+    """A method that is driven by ticks: the cues of all streams at one instant."""
+
+    @property
+    @abstractmethod
+    def cues(self) -> tuple[str, ...]:
+        """The cues it looks at."""
+
+    @property
+    @abstractmethod
+    def memory_ticks(self) -> int:
+        """How many ticks back it must be shown again (`remember`) after a `restore`."""
+
+    @abstractmethod
+    def step_tick(self, tick: CueTick) -> FrameReport:
+        """Take the next tick.
+
+        Raises:
+            StateError: Its number is not after the last one's.
+            ShapeError: A cue has another size. The tick then counts as not given.
+            ModelError: A network failed.
+        """
+
+    @abstractmethod
+    def remember(self, tick: CueTick) -> None:
+        """Take a tick that says nothing of the work, as the session is paused, or said it before.
+
+        Raises:
+            StateError: As `step_tick`.
+            ShapeError: As `step_tick`.
+            ModelError: As `step_tick`.
+        """
+
+    def close(self) -> None:
+        """Give back what it holds of what sessions share; it takes no more ticks."""
+        return
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
