@@ -256,3 +256,50 @@ def test_cues_of_ones_own_and_alignment_go_the_whole_way(tmp_path: Path) -> None
     assert document["key_steps"]
     assert set(document["provenance"]["cues"]) == {"motion", "colour", "pose"}
     assert document["provenance"]["training"]["soft_dtw"] == 0.5
+
+
+def test_a_bundle_of_the_key_steps_is_made_and_told(made: Any) -> None:
+    from keystep_models.bundles.bundle import read_bundle
+
+    out, events = made
+    assert len(events[-1]["recordings"]["pour_coffee"]["bundle"]) == 64
+    bundle = read_bundle(out / "pour_coffee" / "bundle")  # of the newest call
+    told = json.loads((out / "extraction.json").read_text())["recordings"]["pour_coffee"]
+    assert told["bundle"] == bundle.id
+    assert len(bundle.timing.step_ids) == told["key_steps"]
+    assert [(part.name, part.of) for part in bundle.document.parts] == [("appearance", "raw")]
+    assert len(bundle.document.parts[0].source["sha256"]) == 64
+
+
+def test_a_bundle_with_encoders_of_its_own_follows_the_recording(tmp_path: Path) -> None:
+    from keystep_models.bundles.bundle import read_bundle
+    from keystep_models.bundles.procedure_of_bundle import ReviewedStep, procedure_of_bundle
+    from keystep_models.guidance.bundle_recogniser import BundleRecogniser
+    from keystep_models.incremental.encoders import IncrementalEncoders
+    from keystep_models.incremental.session_slot import SessionSlot
+    from keystep_models.psr.procedure_document import to_procedure
+    from keystep_models.psr.recogniser import CueTick
+    from keystep_models.steps.feature_folder import read_video
+
+    args = ("extract", COFFEE, "--out", tmp_path, *FAST, "--clusters", 2, "--min-duration", 1.5)
+    keystep(*args, "--bundle-encoders", "--progress", "none")
+    bundle = read_bundle(tmp_path / "pour_coffee" / "bundle")
+    assert {part.of for part in bundle.document.parts} == {"raw", "encoder"}
+    reviewed = {each: ReviewedStep(title=f"Step {each}") for each in bundle.timing.step_ids}
+    document = procedure_of_bundle(bundle, reviewed, name="coffee", task="coffee")
+    assert bundle.encoder_manifest is not None
+    slot = SessionSlot(IncrementalEncoders.load(bundle.encoder_manifest, slot_count=1))
+    recogniser = BundleRecogniser(to_procedure(document), bundle, slot)
+    video = read_video(tmp_path / "features" / "pour_coffee")
+    for tick in range(video.frame_count):
+        rows = {c: f.features[tick] if f.valid[tick] else None for c, f in video.cues.items()}
+        recogniser.step_tick(CueTick(index=tick, rows=rows))
+    assert recogniser.can_see
+    recogniser.close()
+
+
+def test_no_bundle_is_made_where_none_is_wanted(made: Any, tmp_path: Path) -> None:
+    keystep("extract", COFFEE, "--out", tmp_path, *FAST, "--no-bundle", "--progress", "none")
+    assert not (tmp_path / "pour_coffee" / "bundle").exists()
+    with pytest.raises(ConfigError, match="no-bundle"):
+        keystep("extract", COFFEE, "--out", tmp_path, "--no-bundle", "--bundle-encoders")

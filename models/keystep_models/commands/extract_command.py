@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -94,6 +94,16 @@ def extract(
     seed: SeedOption = 0,
     threads: ThreadsOption = 2,
     progress: ProgressOption = ProgressChoice.AUTO,
+    bundle: Annotated[
+        bool, typer.Option("--bundle/--no-bundle", help="Make a bundle for live guidance too.")
+    ] = True,
+    bundle_encoders: Annotated[
+        bool,
+        typer.Option(
+            "--bundle-encoders",
+            help="Train causal encoders for the bundle too (docs/guidance.md: no better so far).",
+        ),
+    ] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Check choices and recordings, then stop.")
     ] = False,
@@ -138,6 +148,9 @@ def extract(
         models=models,
         threads=threads,
     )
+    if bundle_encoders and not bundle:
+        raise ConfigError("--bundle-encoders needs a bundle: leave out --no-bundle")
+    kind: Literal["none", "raw", "encoded"] = "raw" if bundle else "none"
     sources = [open_recording(path) for path in recordings]
     if check:
         return
@@ -145,13 +158,18 @@ def extract(
         from keystep_models.training.extract import ExtractionPlan
         from keystep_models.training.extract import extract as run
 
-        plan = ExtractionPlan(cues=choice, training=training, extraction=settings, out=out)
+        plan = ExtractionPlan(
+            cues=choice, training=training, extraction=settings, out=out,
+            bundle="encoded" if bundle_encoders else kind,
+        )  # fmt: skip
         results = run(sources, plan, progress_teller(progress))
     if progress in (ProgressChoice.JSON, ProgressChoice.NONE):
         return
     console = make_console()
     for name, result in results.items():
         console.print(f"{name}: {result['key_steps']} key steps in {result['folder']}")
+        if result["bundle"] is not None:
+            console.print(f"  bundle {result['bundle']}")
         for note in result["notes"]:
             console.print(f"  note: {note}")
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from keystep_capture.errors import ConfigError, DataError
 from keystep_models.steps.adapted import join_cues
 from keystep_models.steps.cue_extraction import CueChoice, extract_features
 from keystep_models.steps.feature_folder import VideoFeatures, write_json
-from keystep_models.steps.key_step_files import find_key_steps, write_key_steps
+from keystep_models.steps.key_step_files import FoundKeySteps, find_key_steps, write_key_steps
 from keystep_models.steps.recording_source import RecordingSource
 from keystep_models.steps.settings import ExtractionSettings, TrainingSettings, with_changes
+from keystep_models.training.extract_bundle import FOLDER, train_encoders, write_bundle
 from keystep_models.training.steps_model import adapt_video
 from keystep_models.training.train_steps import run_identity, train_steps
 
@@ -27,12 +29,16 @@ Progress = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExtractionPlan:
-    """All choices of one extraction."""
+    """All choices of one extraction.
+
+    `bundle`: whether one is made of each recording, of raw features alone or of encoders' too.
+    """
 
     cues: CueChoice
     training: TrainingSettings
     extraction: ExtractionSettings
     out: Path
+    bundle: Literal["none", "raw", "encoded"] = "raw"
 
 
 def extract(
@@ -71,6 +77,9 @@ def extract(
         "model_sha256": hashlib.sha256((run / "model.pt").read_bytes()).hexdigest(),
         "trained_on": names,
     }
+    encoders = None
+    if plan.bundle == "encoded":
+        encoders = train_encoders(videos, training, plan.out, told)
     results = {}
     for number, (source, video) in enumerate(zip(sources, videos, strict=True)):
         on_progress(
@@ -81,14 +90,34 @@ def extract(
         found = find_key_steps(video, frames, joined, plan.extraction)
         folder = plan.out / source.name
         told_notes = write_key_steps(folder, source, video, joined, found, provenance)
+        bundle_id, bundle_notes = _bundle(folder, video, found, plan, encoders)
         results[source.name] = {
             "key_steps": len(found.segments),
             "folder": str(folder),
-            "notes": [*notes, *told_notes],
+            "bundle": bundle_id,
+            "notes": [*notes, *told_notes, *bundle_notes],
         }
     write_json(plan.out / "extraction.json", {"provenance": provenance, "recordings": results})
     on_progress({"stage": "done", "recordings": results})
     return results
+
+
+def _bundle(
+    folder: Path,
+    video: VideoFeatures,
+    found: FoundKeySteps,
+    plan: ExtractionPlan,
+    encoders: Path | None,
+) -> tuple[str | None, list[str]]:
+    """The id of a recording's bundle, and why there is none."""
+    if plan.bundle == "none":
+        shutil.rmtree(folder / FOLDER, ignore_errors=True)
+        return None, []
+    try:
+        return write_bundle(folder, video, found, encoders).id, []
+    except DataError as error:
+        shutil.rmtree(folder / FOLDER, ignore_errors=True)
+        return None, [f"no bundle was made: {error}"]
 
 
 def _features(source: RecordingSource, plan: ExtractionPlan, tell: Progress) -> VideoFeatures:
