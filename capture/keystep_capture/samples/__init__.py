@@ -2,6 +2,7 @@
 
 from keystep_capture.samples.catalogue import SAMPLES, Sample, find_sample
 from keystep_capture.samples.detections import DetectionRow, load_detection_rows
+from keystep_capture.samples.labels import LabelledStep, load_labels
 from keystep_capture.samples.sensors import (
     GazeCamera,
     SensorRow,
@@ -15,6 +16,7 @@ __all__ = [
     "DetectionRow",
     "ExpectedStep",
     "GazeCamera",
+    "LabelledStep",
     "Sample",
     "SampleTruth",
     "SensorRow",
@@ -22,6 +24,7 @@ __all__ = [
     "find_sample",
     "load_detection_rows",
     "load_gaze_camera",
+    "load_labels",
     "load_sensor_rows",
     "load_truth",
 ]

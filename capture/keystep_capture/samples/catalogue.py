@@ -25,6 +25,7 @@ class Sample:
     sensors_path: Path | None = None
     camera_path: Path | None = None
     truth_path: Path | None = None
+    labels_path: Path | None = None
     procedure: str | None = None
 
 
@@ -55,6 +56,7 @@ SAMPLES: dict[str, Sample] = {
                 video_path=_DATA / f"simulated_{who}.mp4",
                 sensors_path=_DATA / f"simulated_{who}_sensors.csv.gz",
                 camera_path=_DATA / f"simulated_{who}_camera.json",
+                labels_path=_DATA / f"simulated_{who}_labels.csv",
             )
             for who, what in (("expert", "an expert"), ("novice", "a novice who errs"))
         ),
