@@ -13,6 +13,7 @@ from keystep_server.metrics import Metrics
 from keystep_server.problems import install_problem_handlers
 from keystep_server.recordings import Recordings
 from keystep_server.routes import (
+    bundles,
     commands,
     docs,
     events,
@@ -25,15 +26,14 @@ from keystep_server.routes import (
 from keystep_server.routes.deps import (
     AppDeps,
     Check,
-    ProcedureStep,
-    ProcedureSummary,
     problems,
     refuse_unknown_parameters,
 )
 from keystep_server.sessions import utc_now
 
-__all__ = ["AppDeps", "Check", "ProcedureStep", "ProcedureSummary", "create_app"]
+__all__ = ["AppDeps", "Check", "create_app"]
 
+_AREAS = (sessions, commands, events, key_steps, bundles, jobs, recordings, health, docs)
 _UNMATCHED = "unmatched"  # label of requests that no route takes
 _DESCRIPTION = (
     "Sessions of headsets, the step events found in them, and their key steps. "
@@ -58,7 +58,7 @@ def create_app(deps: AppDeps) -> FastAPI:
     app.state.key_step_editor = KeyStepEditor(
         deps.store, recordings_access, deps.config.data_dir, utc_now
     )
-    for module in (sessions, commands, events, key_steps, jobs, recordings, health, docs):
+    for module in _AREAS:
         app.include_router(module.router, dependencies=[Depends(refuse_unknown_parameters)])
     install_problem_handlers(app)
     app.add_middleware(AccessMiddleware, tokens=deps.tokens)

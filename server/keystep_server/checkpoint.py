@@ -42,9 +42,10 @@ class ArrayState(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", ta
 
 
 class FrameState(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="frame"):
-    """The leading value of a tick."""
+    """The leading value of a tick; `small`: its picture for the motion cue."""
 
     embedding: ArrayState | None = None
+    small: ArrayState | None = None
 
 
 ValueState: TypeAlias = ArrayState | FrameState | None
@@ -77,6 +78,13 @@ class VideoState(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: _Count
 
 
+class FollowingState(msgspec.Struct, frozen=True, kw_only=True):
+    """A session that is guided by its ticks: rows that were looked at, and its cues' state."""
+
+    looked_at: _Count
+    cues: dict[str, Any]
+
+
 class PipelineState(msgspec.Struct, frozen=True, kw_only=True):
     """What is between a session's packets and its results."""
 
@@ -85,6 +93,7 @@ class PipelineState(msgspec.Struct, frozen=True, kw_only=True):
     detection_count: _Count
     aligner: AlignerFields | None = None
     video: VideoState | None = None
+    following: FollowingState | None = None
 
 
 class Place(msgspec.Struct, kw_only=True):

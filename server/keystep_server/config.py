@@ -98,6 +98,9 @@ class ServerConfig(BaseSettings):
     extraction_hours: float = Field(
         12.0, gt=0, le=1000, description="longest time that one extraction job may run"
     )
+    encoder_slots: int = Field(
+        16, ge=1, le=1024, description="sessions at most that one bundle guides at a time"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info")
 
     @classmethod

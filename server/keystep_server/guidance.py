@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from keystep_capture import wire
 from keystep_models.psr.procedure import Procedure, ProcedureStep
-from keystep_models.psr.recogniser import Recogniser
+from keystep_models.psr.recogniser import Follower
 from keystep_server.standing import StandingReports
 
 _TITLE_CHARACTERS = 120  # of at most 4 bytes each: a message's header has 4,096 bytes
@@ -35,7 +35,7 @@ class Guide:
         picture_ids: Exemplar pictures by step id; a step may have none.
     """
 
-    logic: Recogniser
+    logic: Follower
     standing: StandingReports = field(init=False)
     latest: wire.Guidance | None = None
     looking_at: int | None = None

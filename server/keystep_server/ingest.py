@@ -29,8 +29,6 @@ from keystep_capture.errors import (
 from keystep_capture.peers import Admission, Buffer, Lane, Peer
 from keystep_capture.receiver import Receiver
 from keystep_capture.streams import STREAMS
-from keystep_models.psr.methods import choose_live_method
-from keystep_models.psr.procedure import Procedure, builtin_procedure
 from keystep_server.commands import (
     CommandDesk,
     CommandOutcome,
@@ -42,6 +40,7 @@ from keystep_server.guidance import Guide
 from keystep_server.inference import InferenceEngine
 from keystep_server.key_steps import ExtractionSettings, ModelIdentity, extracted_key_steps
 from keystep_server.live import LiveServices, LiveSession
+from keystep_server.method_choice import MethodChooser
 from keystep_server.metrics import Metrics
 from keystep_server.pictures import step_pictures
 from keystep_server.pipeline import SessionPipeline
@@ -75,7 +74,7 @@ class IngestParts:
     model_key: str
     model: ModelIdentity
     data_dir: Path
-    procedures_dir: Path
+    chooser: MethodChooser
     feature_rate_hz: float
     settings: ExtractionSettings
     worker_count: int
@@ -371,34 +370,36 @@ class Ingest:
         """Make a session live, with the component state it had before a restart (blocks)."""
         parts, folder = self._parts, self._folder(session.id)
         folder.mkdir(parents=True, exist_ok=True)
-        guide, pictures = None, {}
+        guide, pictures, rate_hz = None, {}, parts.feature_rate_hz
         if session.procedure is not None:
-            procedure = procedure_named(session.procedure)
-            pictures = step_pictures(parts.procedures_dir, procedure)
+            chosen = parts.chooser.begin(session.procedure, session.method, folder)
+            rate_hz = chosen.rate_hz or rate_hz
+            pictures = step_pictures(parts.chooser.procedures.folder, chosen.logic.procedure)
             guide = Guide(
-                logic=choose_live_method(session.method, procedure)[1],
+                logic=chosen.logic,
                 picture_ids={step_id: picture.id for step_id, picture in pictures.items()},
             )
+        pipeline = SessionPipeline(
+            session_id=session.id,
+            folder=folder,
+            engine=parts.engine,
+            appearance_model=parts.model_key,
+            lossless=session.replay,
+            rate_hz=rate_hz,
+            logic=guide.logic if guide else None,
+            recorder=SessionRecorder(
+                folder,
+                session,
+                everything=is_to_be_recorded(folder, session.kind),
+                clock=parts.clock,
+            ),
+            clock=parts.clock,
+            on_feature=lambda: self._wake(session.id),
+        )
         live = LiveSession(
             session=session,
             folder=folder,
-            pipeline=SessionPipeline(
-                session_id=session.id,
-                folder=folder,
-                engine=parts.engine,
-                appearance_model=parts.model_key,
-                lossless=session.replay,
-                rate_hz=parts.feature_rate_hz,
-                logic=guide.logic if guide else None,
-                recorder=SessionRecorder(
-                    folder,
-                    session,
-                    everything=is_to_be_recorded(folder, session.kind),
-                    clock=parts.clock,
-                ),
-                clock=parts.clock,
-                on_feature=lambda: self._wake(session.id),
-            ),
+            pipeline=pipeline,
             guide=guide,
             pictures=pictures,
             services=LiveServices(
@@ -415,8 +416,12 @@ class Ingest:
         )
         live.epoch = session.epoch
         live.set_paused(session.state is SessionState.PAUSED)
-        live.restore()
-        live.store_progress()
+        try:
+            live.restore()
+            live.store_progress()
+        except BaseException:
+            pipeline.close()
+            raise
         return live
 
     def _wake(self, session_id: str) -> None:
@@ -525,12 +530,3 @@ class Ingest:
         self._tasks.discard(task)
         if not task.cancelled() and isinstance(error := task.exception(), StateError | DataError):
             log.warning("a session was not closed", error=str(error))
-
-
-def procedure_named(name: str) -> Procedure:
-    """The procedure of a name.
-
-    Raises:
-        NotFoundError: There is none.
-    """
-    return builtin_procedure(name)

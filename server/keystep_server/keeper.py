@@ -17,6 +17,7 @@ import structlog
 from keystep_capture.clock import Clock
 from keystep_capture.streams import STREAMS
 from keystep_capture.wire import PacketHeader
+from keystep_server.batches import Outcome
 from keystep_server.checkpoint import (
     Checkpoint,
     GuideState,
@@ -26,7 +27,8 @@ from keystep_server.checkpoint import (
     read_sources,
     write_json,
 )
-from keystep_server.pipeline import PipelineMark, SessionPipeline
+from keystep_server.pipeline import SessionPipeline
+from keystep_server.pipeline_mark import PipelineMark
 from keystep_server.progress import StreamProgress
 
 WRITE_EVERY_S = 1.0
@@ -172,8 +174,14 @@ class Keeper:
         """
         return read_sources(self._folder / SOURCES_FILE)
 
-    def restore(self, restore_guide: Callable[[GuideState | None], None]) -> Checkpoint | None:
+    def restore(
+        self, restore_guide: Callable[[GuideState | None], None], outcome: Outcome
+    ) -> Checkpoint | None:
         """Bring the session to where it was written down, if it was (blocks).
+
+        Args:
+            restore_guide: Restores what guidance stands on.
+            outcome: Gets what is found on the way.
 
         Raises:
             DataError: The file cannot be read, or does not fit the session's files.
@@ -183,7 +191,7 @@ class Keeper:
             return None
         restore_guide(checkpoint.guide)
         taken = {name: (lane.epoch, lane.sequence) for name, lane in checkpoint.lanes.items()}
-        self._pipeline.restore(checkpoint.pipeline, taken)
+        self._pipeline.restore(checkpoint.pipeline, taken, outcome)
         for name, state in checkpoint.lanes.items():
             self._progress[name] = StreamProgress.from_state(
                 STREAMS[name], state, kept_by_source=self._lossless

@@ -12,7 +12,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,7 @@ from keystep_capture.clock import Clock
 from keystep_capture.errors import DataError, KeystepError
 from keystep_capture.peers import Lane, Peer
 from keystep_capture.streams import STREAMS
-from keystep_models.psr.logic import StepCompletion
-from keystep_models.psr.recogniser import Retraction
+from keystep_server.batches import Change, Item, Outcome, Sighting
 from keystep_server.checkpoint import Checkpoint, GuideState, SourceState, set_aside
 from keystep_server.commands import CommandMemory
 from keystep_server.events import EventLog
@@ -34,16 +32,15 @@ from keystep_server.key_steps import progress_key_steps
 from keystep_server.latency import DisplayLatencies, Evidence, LatencyWindow
 from keystep_server.metrics import Metrics
 from keystep_server.pictures import StepPicture
-from keystep_server.pipeline import Change, Item, Outcome, PipelineMark, SessionPipeline
+from keystep_server.pipeline import SessionPipeline
+from keystep_server.pipeline_mark import PipelineMark
 from keystep_server.recorder import SessionRecorder
 from keystep_server.standing import StandingReports
+from keystep_server.step_changes import store_change
 from keystep_server.storage import (
-    Branch,
-    EventRetraction,
     Session,
-    StepEvent,
-    StepEventKind,
     Store,
+    StoredEvent,
 )
 
 BATCH_PACKETS = 64
@@ -140,7 +137,7 @@ class LiveSession:
             self._count_dropped(header.stream, "session_closing", 1)
             return False
         now_ns = self.services.clock()
-        if header.stream == "detections":
+        if header.stream == self.pipeline.evidence_stream:
             self._evidence_ns = now_ns
         if self.first_device_time_ns is None:
             self.first_device_time_ns = header.device_time_ns
@@ -183,7 +180,7 @@ class LiveSession:
             len(self._inbox) <= BATCH_PACKETS
             and not self._unstored
             and not self.turn.locked()
-            and all(self.pipeline.is_light(item.header) for item in self._inbox)
+            and self.pipeline.is_light(item.header for item in self._inbox)
         )
 
     def _work_here(self) -> None:
@@ -221,10 +218,14 @@ class LiveSession:
         self._finished = True
         await self.drained()
         loop = asyncio.get_running_loop()
-        finish = functools.partial(self.pipeline.finish, flush=flush)
+        outcome = Outcome()
+        finish = functools.partial(self.pipeline.finish, outcome, flush=flush)
         async with self.turn:
             try:
-                await loop.run_in_executor(self.services.executor, finish)
+                try:
+                    await loop.run_in_executor(self.services.executor, finish)
+                finally:
+                    self._unstored.extend(outcome.changes)
                 self._note_features()
                 await self._store_changes()
                 self.recorder.session_note("closed" if flush else "server stopped")
@@ -249,7 +250,7 @@ class LiveSession:
             outcome = await loop.run_in_executor(
                 self.services.executor, self.pipeline.process, batch
             )
-            await self._act_on(outcome, batch)
+            await self._act_on(outcome)
         except Exception as error:  # one session's trouble must not end the others
             self._note_failure(error)
         self._let_go(batch)
@@ -267,18 +268,16 @@ class LiveSession:
             self.services.consumed(item.lane)
         self._keep_up()
 
-    async def _act_on(self, outcome: Outcome, batch: list[Item]) -> None:
+    async def _act_on(self, outcome: Outcome) -> None:
         self._count_all_dropped(outcome)
         self._unstored.extend(outcome.changes)
         news = await self._store_changes()
         self._note_features()
-        if news or self.guide is None:
-            return
-        if not any(item.header.stream == "detections" for item in batch):
+        if news or self.guide is None or outcome.newest is None:
             return
         was_blind = self.guide.latest is not None and self.guide.latest.severity == "cannot_see"
         if was_blind or not self.guide.logic.can_see:
-            self.tell(device_time_ns=batch[-1].header.device_time_ns)
+            self.tell(device_time_ns=outcome.newest.device_time_ns)
 
     async def _store_changes(self) -> bool:
         """Commit the step events and tell the wearer; whether there were any.
@@ -287,7 +286,7 @@ class LiveSession:
         """
         if not self._unstored or self.guide is None:
             return False
-        newest = self._unstored[-1].header
+        newest = self._unstored[-1].seen
         while self._unstored:
             await self._store_change(self._unstored[0])
             self._unstored.popleft()
@@ -300,10 +299,13 @@ class LiveSession:
     async def _settle(self) -> None:
         """Store what was held up or has come since the last packet."""
         loop = asyncio.get_running_loop()
+        outcome = Outcome()
+        settle = functools.partial(self.pipeline.settle, outcome)
         try:
-            await loop.run_in_executor(self.services.executor, self.pipeline.settle)
-            self._note_features()
-            await self._store_changes()
+            try:
+                await loop.run_in_executor(self.services.executor, settle)
+            finally:
+                await self._act_on(outcome)
         except Exception as error:  # it is tried again in a while
             self.last_error = f"{type(error).__name__}: {error}"
             log.error("a session is held up", session=self.session.id, error=str(error))
@@ -320,57 +322,20 @@ class LiveSession:
 
     async def _store_change(self, change: Change) -> None:
         """Store what a method reports or takes back; the log publishes it then."""
-        if isinstance(change.change, Retraction):
-            await self._retract(change.change, change.header)
-        else:
-            await self._store_event(change.change, change)
-
-    async def _store_event(self, step: StepCompletion, change: Change) -> None:
         assert self.guide is not None
-        header = change.header
-        event = StepEvent(
-            step_id=step.step_id,
-            title=self.guide.procedure.step(step.step_id).title,
-            kind=StepEventKind(step.kind),
-            frame_idx=header.frame_idx,
-            device_time_ns=header.device_time_ns,
-            epoch=header.epoch,
-            detected_at=datetime.now(UTC),
-            confidence=min(1.0, max(0.0, step.confidence)),
-            branch=Branch.ASSEMBLY_STATE,
-            evidence={"method": self.guide.logic.method, "stream": header.stream},
-        )
-        stored = await self.services.events.append(self.session.id, event)
-        self.recorder.step_event(stored)
-        self.guide.standing.add(step, stored.id)
-        now_ns = self.services.clock()
-        self.services.metrics.step_event_stored(event.branch.value, event.kind.value)
-        self.services.metrics.event_latency((now_ns - change.received_ns) / 1e9)
-        self.latencies.add("arrival_to_event", now_ns - change.received_ns)
-        self._note_from_capture(header.stream, header.device_time_ns, {"capture_to_event": now_ns})
-
-    async def _retract(self, retraction: Retraction, header: wire.PacketHeader) -> None:
-        assert self.guide is not None
-        event_id = self.guide.standing.take_back(retraction.step)
-        if event_id is None:
-            log.error("a report to take back is not known", session=self.session.id)
+        stored = await store_change(self.session.id, change, self.guide, self.services.events)
+        if stored is None:
             return
-        taken_back = EventRetraction(
-            at=datetime.now(UTC),
-            by=self.guide.logic.method,
-            evidence={
-                "frame_idx": header.frame_idx,
-                "device_time_ns": str(header.device_time_ns),  # as all of REST's nanoseconds
-                "epoch": header.epoch,
-                "confidence": min(1.0, max(0.0, retraction.confidence)),
-            },
-        )
-        try:
-            stored = await self.services.events.retract(event_id, taken_back)
-        except Exception:
-            self.guide.standing.add(retraction.step, event_id)  # it will be tried again
-            raise
         self.recorder.step_event(stored)
+        if not stored.retracted:
+            self._note_event(change.seen, stored)
+
+    def _note_event(self, seen: Sighting, stored: StoredEvent) -> None:
+        now_ns = self.services.clock()
+        self.services.metrics.step_event_stored(stored.branch.value, stored.kind.value)
+        self.services.metrics.event_latency((now_ns - seen.received_ns) / 1e9)
+        self.latencies.add("arrival_to_event", now_ns - seen.received_ns)
+        self._note_from_capture(seen.stream, seen.device_time_ns, {"capture_to_event": now_ns})
 
     def store_progress(self) -> None:
         """Write down how far the procedure is; blocks. Without a procedure there is nothing."""
@@ -615,7 +580,9 @@ class LiveSession:
                 self.instances[name] = source.instance
                 self.lanes[name] = Lane(spec=STREAMS[name], epoch=source.epoch)
         with self._setting_aside(STATE_FILE):
-            checkpoint = self._keeper.restore(self._restore_guide)
+            outcome = Outcome()
+            checkpoint = self._keeper.restore(self._restore_guide, outcome)
+            self._unstored.extend(outcome.changes)
             if checkpoint is not None:
                 self.first_device_time_ns = checkpoint.first_device_time_ns
                 self.commands = CommandMemory(checkpoint.commands)

@@ -1,5 +1,8 @@
 """One session's streams through the models: decode, align, extract, recognise.
 
+Detections are looked at as they come; ticks, where the session is guided by them, in their order
+when their features are there.
+
 `process` is called with packets in their order of arrival, by one thread at a time (never two for
 one session), and touches nothing outside its session. Inference runs in the engine's threads.
 """
@@ -8,9 +11,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,42 +21,37 @@ import av.error
 import numpy as np
 import numpy.typing as npt
 
-from keystep_capture.align import AlignerState, Tick, TickAligner
+from keystep_capture.align import Tick
 from keystep_capture.clock import Clock
 from keystep_capture.errors import (
     DataError,
     KeystepError,
     ShapeError,
-    StateError,
     VideoError,
     WireError,
 )
 from keystep_capture.payloads import check_image, read_array
-from keystep_capture.peers import Buffer, Lane
 from keystep_capture.streams import STREAMS
 from keystep_capture.video import GapFilter, PacketDecoder, is_keyframe
 from keystep_capture.wire import PacketHeader
 from keystep_models.cues.appearance_cue import CROP, AppearancePreprocessing
-from keystep_models.psr.logic import Detection, StepCompletion
-from keystep_models.psr.recogniser import Recogniser, Retraction
-from keystep_server.checkpoint import (
-    ArrayState,
-    FrameState,
-    PipelineState,
-    ValueState,
-    aligner_fields,
-    aligner_state,
-)
+from keystep_models.cues.motion_cue import MotionPreprocessing
+from keystep_models.psr.logic import Detection
+from keystep_models.psr.recogniser import CueTick, Follower, Recogniser, TickRecogniser
+from keystep_server.batches import FeatureTiming, Item, Outcome, Sighting
+from keystep_server.checkpoint import FollowingState, PipelineState
 from keystep_server.features import TickStore
 from keystep_server.inference import InferenceEngine
-from keystep_server.recorder import RecordedMoment, SessionRecorder
+from keystep_server.pipeline_mark import PipelineMark
+from keystep_server.recorder import SessionRecorder
+from keystep_server.storage import Branch
+from keystep_server.tick_assembly import LEADING, OTHERS, TickAssembly
+from keystep_server.tick_following import TickFollowing
+from keystep_server.tick_frames import Frame, frame_of
 
-_LEADING = ("rgb", "detections", "head", "gaze", "hands")
-_OTHERS = ("gaze", "head", "hands", "depth", "depth_ahat")
-_IN_ROWS = frozenset({"gaze", "head"})
 _DEPTH = ("depth", "depth_ahat")
 _LIGHT = frozenset({"gaze", "head", "hands", *_DEPTH})
-_READ = frozenset({*_LEADING, *_OTHERS, "calibration"})
+_READ = frozenset({*LEADING, *OTHERS, "calibration"})
 """Streams that something is made of; the others are checked and counted."""
 MAX_TICKS_IN_ENGINE = 8
 LATE_NS = 250_000_000
@@ -62,100 +60,14 @@ MAX_TICKS_WAITING = 600
 """So many ticks, a minute's, are held for a disk that does not take them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    """A checked packet as it came."""
+@dataclass(slots=True, kw_only=True)
+class _Waiting:
+    """A complete tick that is not written; `cues` where the session is guided by its ticks."""
 
-    lane: Lane
-    header: PacketHeader
-    payload: Buffer
-    received_ns: int
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """A step reported or taken back, with the packet that it was seen in."""
-
-    change: StepCompletion | Retraction
-    header: PacketHeader
-    received_ns: int
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What a batch of packets led to."""
-
-    changes: list[Change] = field(default_factory=list)
-    dropped: Counter[tuple[str, str]] = field(default_factory=Counter)
-
-
-@dataclass(frozen=True, slots=True)
-class FeatureTiming:
-    """When a frame was captured (device), came in, had its features and had its tick written, ns.
-
-    All but the first by the server's clock.
-    """
-
-    device_time_ns: int
-    received_ns: int
-    done_ns: int
-    written_ns: int
-
-
-@dataclass(slots=True)
-class _Frame:
-    """The leading value of a tick: an embedding on its way."""
-
-    received_ns: int
-    future: Future[npt.NDArray[Any]] | None = None
-    done_ns: int = 0
-
-    @property
-    def is_done(self) -> bool:
-        return self.future is None or self.future.done()
-
-    @property
-    def has_embedding(self) -> bool:
-        return self.future is not None and self.future.exception() is None
-
-
-@dataclass(frozen=True, slots=True)
-class PipelineMark:
-    """A moment between two packets, to be written down when what was on its way has come.
-
-    `waiting` are the ticks whose rows were not written, `aligned` the aligner and its epoch.
-    """
-
-    row_count: int
-    feature_count: int
-    detection_count: int
-    waiting: tuple[_Frame | None, ...]
-    aligned: tuple[AlignerState, int] | None
-    recorded: RecordedMoment
-
-    @property
-    def needed_rows(self) -> int:
-        """Rows of ticks that must be on the disk first."""
-        return self.row_count + len(self.waiting)
-
-    @property
-    def has_come(self) -> bool:
-        """Whether all features that were on their way are there, or will never be."""
-        leading = self.aligned[0].waiting if self.aligned else ()
-        frames = (sample.value for sample in leading)
-        return all(frame.is_done for frame in frames if isinstance(frame, _Frame))
-
-    def state(self) -> PipelineState:
-        """What to write down; only when the features have come."""
-        found = sum(frame is not None and frame.has_embedding for frame in self.waiting)
-        aligner = aligner_fields(*self.aligned, _encode) if self.aligned else None
-        return PipelineState(
-            row_count=self.needed_rows,
-            feature_count=self.feature_count + found,
-            detection_count=self.detection_count,
-            aligner=aligner,
-            video=self.recorded.state(),
-        )
+    tick: Tick
+    epoch: int
+    frame: Frame | None
+    cues: CueTick | None = None
 
 
 class SessionPipeline:
@@ -170,7 +82,7 @@ class SessionPipeline:
         appearance_model: str,
         lossless: bool,
         rate_hz: float,
-        logic: Recogniser | None,
+        logic: Follower | None,
         recorder: SessionRecorder,
         clock: Clock = time.monotonic_ns,
         on_feature: Callable[[], None] = lambda: None,
@@ -184,7 +96,8 @@ class SessionPipeline:
             appearance_model: The engine's key of the appearance extractor.
             lossless: Wait for the engine rather than let a newer frame replace an older one.
             rate_hz: Ticks a second.
-            logic: Step recognition from detections; None where there is no procedure.
+            logic: Step recognition, from detections, ticks or both; None where there is no
+                procedure. What is driven by ticks is closed with this.
             recorder: Where packets and ticks are recorded; closed with this.
             clock: Monotonic clock, ns.
             on_feature: Told, in the engine's thread, when a frame's features are there or will
@@ -198,8 +111,12 @@ class SessionPipeline:
         self._lossless = lossless
         self._rate_hz = rate_hz
         self._clock = clock
-        self.logic = logic
-        self.paused = False  # set between two batches: detections are then not looked at
+        self._on_detections = logic if isinstance(logic, Recogniser) else None
+        self._following: TickFollowing | None = None
+        if isinstance(logic, TickRecogniser):
+            self._following = TickFollowing(logic, folder, rate_hz)
+        self._looked_at = 0  # of the ticks that wait to be written, the first
+        self.paused = False  # set between two batches: nothing is then looked at
         self.ticks = TickStore(folder / "ticks.rows")
         self.timings: deque[FeatureTiming] = deque(maxlen=4096)
         self.decoded_count = 0
@@ -207,14 +124,12 @@ class SessionPipeline:
         self.size_changes = 0
         self.left_out: Counter[str] = Counter()  # ticks without an embedding, by reason
         self.recorder = recorder
-        self._preprocessing = AppearancePreprocessing()
+        self._preprocessing, self._small = AppearancePreprocessing(), MotionPreprocessing()
         self._decoder: tuple[tuple[int, str], PacketDecoder, GapFilter] | None = None
         self._size: tuple[int, int] | None = None
-        self._aligner: TickAligner | None = None
-        self._leading: str | None = None
-        self._epoch = 0
-        self._newest_tick: tuple[int, int] | None = None  # epoch and device time, ns
-        self._waiting: deque[tuple[Tick, int]] = deque()
+        pictures = self._following is not None and self._following.needs_pictures
+        self._ticks = TickAssembly(rate_hz, self._keep, only_pictures_lead=pictures)
+        self._waiting: deque[_Waiting] = deque()
         self.disk_error: str | None = None
         self._in_engine: deque[Future[npt.NDArray[Any]]] = deque(maxlen=MAX_TICKS_IN_ENGINE)
         self.detection_count = 0
@@ -232,7 +147,7 @@ class SessionPipeline:
     @property
     def late_counts(self) -> dict[str, int]:
         """Packets that came too late for their tick, per stream."""
-        return dict(self._aligner.late_counts) if self._aligner else {}
+        return self._ticks.late_counts
 
     def may_wait(self, header: PacketHeader) -> bool:
         """Whether nothing hangs on working a packet off before the next.
@@ -240,25 +155,33 @@ class SessionPipeline:
         So it is with a sensor's packet that neither makes a tick nor lets one be written, and with
         streams of which nothing is made. Only to be asked while no packet is being processed.
         """
-        aligner, stream = self._aligner, header.stream
+        aligner, stream = self._ticks.aligner, header.stream
         if stream not in _READ:
             return True
-        if aligner is None or header.epoch != self._epoch or stream not in aligner.late_counts:
+        if aligner is None or stream not in aligner.late_counts:
             return False
-        if stream == "detections":
+        if stream == "detections" or header.epoch != self._ticks.epoch:
             return False
-        if stream == self._leading:
+        if stream == self._ticks.leading:
             return not aligner.wants(header.device_time_ns)
         first = aligner.first_waiting
         if first is None or header.device_time_ns < first.device_time_ns:
             return True
-        future = first.value.future if isinstance(first.value, _Frame) else None
+        future = first.value.future if isinstance(first.value, Frame) else None
         return future is not None and not future.done()  # then `on_feature` is told
 
-    @staticmethod
-    def is_light(header: PacketHeader) -> bool:
-        """Whether working a packet off takes no longer than handing it to another thread."""
-        return header.stream in _LIGHT
+    def is_light(self, headers: Iterable[PacketHeader]) -> bool:
+        """Whether working packets off takes no longer than handing them to another thread."""
+        if self._following is not None:  # a tick may become complete
+            return False
+        return all(header.stream in _LIGHT for header in headers)
+
+    @property
+    def evidence_stream(self) -> str:
+        """The stream whose silence leaves nothing to look at."""
+        if self._following is None:
+            return "detections"
+        return self._ticks.leading or "rgb"
 
     @property
     def has_ticks(self) -> bool:
@@ -286,7 +209,7 @@ class SessionPipeline:
             except KeystepError:
                 outcome.dropped[item.header.stream, "unusable"] += 1
         try:
-            self._store_done()
+            self._settle_ticks(outcome)
         except OSError as error:  # what was recognised goes on all the same
             self.disk_error = f"ticks are not written: {error}"
             self._drop_waiting()
@@ -301,7 +224,7 @@ class SessionPipeline:
         keys = [n for n, item in enumerate(items) if _is_rgb(item) and _is_key(item)]
         if self._lossless or not keys or keys[-1] == 0:
             return frozenset()
-        now_ns, aligner = self._clock(), self._aligner
+        now_ns, aligner = self._clock(), self._ticks.aligner
         key = items[keys[-1]].header
         before = [n for n, item in enumerate(items[: keys[-1]]) if _is_rgb(item)]
         if aligner is None or any(items[n].header.epoch != key.epoch for n in before):
@@ -325,38 +248,52 @@ class SessionPipeline:
             outcome.dropped["rgb", "before_keyframe"] += 1
             return
         self.passed_over_count += 1
-        aligner = self._aligner_for("rgb", header.epoch)
+        aligner = self._ticks.aligner_for("rgb", header.epoch)
         self.left_out["late"] += aligner.wants(header.device_time_ns)
-        self._keep(aligner.push("rgb", header.device_time_ns, _Frame(item.received_ns)))
+        self._align(header, Frame(item.received_ns))
 
-    def settle(self) -> None:
-        """Write the ticks whose features have come since the last packet."""
-        self._store_done()
+    def settle(self, outcome: Outcome) -> None:
+        """Look at and write the ticks whose features have come since the last packet.
 
-    def finish(self, *, flush: bool = True) -> None:
-        """Wait for what is in the engine and write it; with `flush`, incomplete ticks too."""
-        if flush and self._aligner is not None:
-            self._keep(self._aligner.flush())
+        Raises:
+            OSError: The disk did not take them; `outcome` has what they led to.
+        """
+        self._settle_ticks(outcome)
+
+    def finish(self, outcome: Outcome, *, flush: bool = True) -> None:
+        """Wait for what is in the engine and settle it; with `flush`, incomplete ticks too.
+
+        Raises:
+            OSError: As `settle`.
+        """
+        if flush:
+            self._ticks.flush()
         for future in self._in_engine:
             future.exception()  # waits
-        self._store_done(wait=True)
+        self._settle_ticks(outcome, wait=True)
 
     def close(self) -> None:
         """Close the files."""
         self.ticks.close()
+        if self._following is not None:
+            self._following.close()
         self.recorder.close()
 
     # -- resume ----------------------------------------------------------------------------------
 
     def mark(self) -> PipelineMark:
         """Note this moment; only while no packet is being processed."""
+        following = self._following
+        looked_at = self.ticks.row_count + self._looked_at
         return PipelineMark(
             row_count=self.ticks.row_count,
             feature_count=self.ticks.feature_count,
             detection_count=self.detection_count,
-            waiting=tuple(_frame_of(tick) for tick, _ in self._waiting),
-            aligned=(self._aligner.state(), self._epoch) if self._aligner else None,
+            waiting=tuple(each.frame for each in self._waiting),
+            aligned=self._ticks.state(),
             recorded=self.recorder.mark(),
+            following=None if following is None else following.state(looked_at),
+            hands=following is not None and following.wants_hands,
         )
 
     def is_written(self, mark: PipelineMark) -> bool:
@@ -367,15 +304,20 @@ class SessionPipeline:
     def sync(self) -> None:
         """Wait until ticks and recording are on the disk; may run beside `process`."""
         self.ticks.sync()
+        if self._following is not None:
+            self._following.sync()
         self.recorder.sync()
 
-    def restore(self, state: PipelineState, taken: Mapping[str, tuple[int, int]]) -> None:
+    def restore(
+        self, state: PipelineState, taken: Mapping[str, tuple[int, int]], outcome: Outcome
+    ) -> None:
         """Go on from a moment that was written down; nothing may have been processed.
 
         Args:
             state: The moment; what the files hold beyond it is taken back.
             taken: Per stream (epoch, sequence) of the last packet that was worked off; what is
                 sent again up to there is for the decoders only.
+            outcome: Gets what ticks lead to that were written but not looked at.
 
         Raises:
             DataError: The state is malformed or the files have less than it says.
@@ -387,14 +329,19 @@ class SessionPipeline:
             self.recorder.take_back(state.video)
         else:  # its video is not sent again, and all of it is worth keeping
             self.recorder.go_on_after(state.video)
-        if (fields := state.aligner) is None:
-            return
-        try:
-            aligner = TickAligner(leading=fields.leading, others=_OTHERS, rate_hz=self._rate_hz)
-            aligner.go_on_from(aligner_state(fields, _decode))
-        except (ValueError, TypeError) as error:
-            raise DataError(f"samples that ticks wait for cannot be read: {error}") from error
-        self._aligner, self._leading, self._epoch = aligner, fields.leading, fields.epoch
+        if (fields := state.aligner) is not None:
+            self._ticks.restore(fields)
+        if self._following is not None and state.following is not None:
+            self._look_again(self._following, state.following, outcome)
+
+    def _look_again(
+        self, following: TickFollowing, state: FollowingState, outcome: Outcome
+    ) -> None:
+        now_ns = self._clock()
+        found = following.restore(state, self.ticks.row_count, paused=self.paused)
+        for row, index, report in found:
+            seen = self._sighting(index, int(row["device_time_ns"]), int(row["epoch"]), now_ns)
+            outcome.add(report, seen)
 
     def _was_taken(self, header: PacketHeader) -> bool:
         epoch, sequence = self._taken.get(header.stream, (-1, -1))
@@ -426,24 +373,34 @@ class SessionPipeline:
         if (header.width or size[0], header.height or size[1]) != size:
             outcome.dropped["rgb", "size_mismatch"] += 1
             return
-        aligner = self._aligner_for("rgb", header.epoch)
-        leads = _Frame(item.received_ns)
+        aligner = self._ticks.aligner_for("rgb", header.epoch)
+        leads = Frame(item.received_ns)
         if aligner.wants(header.device_time_ns):
             row = np.empty((1, CROP, CROP, 3), np.uint8)
             self._preprocessing.from_video_frame(frame, row[0])
+            if self._following is not None and self._following.wants_motion:
+                leads.small = self._small.from_video_frame(frame)
             leads.future = self._submit(row, leads)
-        self._keep(aligner.push("rgb", header.device_time_ns, leads))
+        self._align(header, leads)
 
     def _take_detections(self, item: Item, outcome: Outcome) -> None:
         header = item.header
         rows = () if header.valid == 0 else read_array(header, item.payload).tolist()
-        if self.logic is not None and not self.paused:
+        if self._on_detections is not None and not self.paused:
             detections = [_detection(row) for row in rows]
             # Numbered here, since a source's own numbers begin anew with each of its epochs.
-            report = self.logic.step(self.detection_count, detections)
+            report = self._on_detections.step(self.detection_count, detections)
             self.detection_count += 1
-            outcome.changes += [Change(made, header, item.received_ns) for made in report.changes]
-        self._align(header, _Frame(item.received_ns))
+            seen = Sighting(
+                stream=header.stream,
+                frame_idx=header.frame_idx,
+                device_time_ns=header.device_time_ns,
+                epoch=header.epoch,
+                received_ns=item.received_ns,
+                branch=Branch.ASSEMBLY_STATE,
+            )
+            outcome.add(report, seen)
+        self._align(header, Frame(item.received_ns))
 
     def _take_array(self, item: Item, outcome: Outcome) -> None:
         header = item.header
@@ -455,9 +412,8 @@ class SessionPipeline:
         header = item.header
         if header.valid != 0:
             check_image(header, item.payload)
-        if self._aligner is not None and header.epoch == self._epoch:  # depth leads no ticks
-            value = None if header.valid == 0 else header
-            self._keep(self._aligner.push(header.stream, header.device_time_ns, value))
+        value = None if header.valid == 0 else header
+        self._ticks.join(header.stream, header.epoch, header.device_time_ns, value)
 
     def _take_calibration(self, item: Item, outcome: Outcome) -> None:
         header = item.header
@@ -483,52 +439,72 @@ class SessionPipeline:
     # -- ticks -----------------------------------------------------------------------------------
 
     def _align(self, header: PacketHeader, value: object) -> None:
-        aligner = self._aligner_for(header.stream, header.epoch)
-        if header.epoch == self._epoch:  # another epoch's times cannot be placed among these
-            self._keep(aligner.push(header.stream, header.device_time_ns, value))
+        self._ticks.lead(header.stream, header.epoch, header.device_time_ns, value)
 
-    def _aligner_for(self, stream: str, epoch: int) -> TickAligner:
-        """The present aligner; a better leading stream or its new epoch starts another."""
-        better = self._leading is None or _LEADING.index(stream) < _LEADING.index(self._leading)
-        restarted = stream == self._leading and epoch != self._epoch
-        if self._aligner is None or better or restarted:
-            old, same_epoch = self._aligner, epoch == self._epoch
-            if old is not None:
-                self._keep(old.flush())
-            self._leading, self._epoch = stream, epoch
-            newest = self._newest_tick
-            self._aligner = TickAligner(
-                leading=stream,
-                others=_OTHERS,
-                rate_hz=self._rate_hz,
-                previous_tick_ns=newest[1] if newest and newest[0] == epoch else None,
-            )
-            if old is not None and same_epoch:
-                self._aligner.go_on_from(old.state())
-        return self._aligner
+    def _keep(self, tick: Tick, epoch: int) -> None:
+        """Take a tick that is complete."""
+        kept = _Waiting(tick=tick, epoch=epoch, frame=frame_of(tick))
+        if self._following is not None:
+            small = None if kept.frame is None else kept.frame.small
+            kept.cues = self._following.describe(tick, epoch, small)
+            if kept.frame is not None:
+                kept.frame.small = None
+        self._waiting.append(kept)
 
-    def _keep(self, ticks: list[Tick]) -> None:
-        self._waiting.extend((tick, self._epoch) for tick in ticks)
-        if ticks:
-            self._newest_tick = self._epoch, ticks[-1].device_time_ns
+    def _settle_ticks(self, outcome: Outcome, *, wait: bool = False) -> None:
+        """Look at and write the ticks whose features are there, in order."""
+        if self._following is not None:
+            self._look_at_done(self._following, outcome, wait=wait)
+        self._store_done(wait=wait)
 
-    def _store_done(self, *, wait: bool = False) -> None:
+    def _look_at_done(self, following: TickFollowing, outcome: Outcome, *, wait: bool) -> None:
+        while self._looked_at < len(self._waiting):
+            each = self._waiting[self._looked_at]
+            if each.frame is not None and not each.frame.is_done and not wait:
+                return
+            embedding = None if each.frame is None else each.frame.result()[0]
+            self._looked_at += 1
+            if each.cues is None:
+                continue
+            report = following.look(each.cues, embedding, paused=self.paused)
+            if report is not None:
+                received_ns = each.frame.received_ns if each.frame is not None else self._clock()
+                time_ns = each.tick.device_time_ns
+                seen = self._sighting(each.cues.index, time_ns, each.epoch, received_ns)
+                outcome.add(report, seen)
+
+    def _sighting(self, index: int, time_ns: int, epoch: int, received_ns: int) -> Sighting:
+        return Sighting(
+            stream=self._ticks.leading or "rgb",
+            frame_idx=index,
+            device_time_ns=time_ns,
+            epoch=epoch,
+            received_ns=received_ns or self._clock(),
+            branch=Branch.KEY_STEP_FILTER,
+        )
+
+    def _store_done(self, *, wait: bool) -> None:
         """Write the ticks whose features are there, in order."""
-        written: list[tuple[int, _Frame]] = []
+        written: list[tuple[int, Frame]] = []
         while self._waiting:
-            tick, epoch = self._waiting[0]
-            frame = _frame_of(tick)
-            future = frame.future if frame is not None else None
-            if future is not None and not future.done() and not wait:
+            each = self._waiting[0]
+            tick, frame = each.tick, each.frame
+            if frame is not None and not frame.is_done and not wait:
                 break
-            embedding, reason = _result(future)
-            self.ticks.append(tick, epoch, embedding)
-            self._waiting.popleft()  # where the disk did not take it, it is tried again
+            if self._following is not None and self._looked_at == 0:
+                break  # its features came just now: it is looked at first
+            embedding, reason = (None, "") if frame is None else frame.result()
+            if self._following is not None and each.cues is not None:
+                self._following.append(self.ticks.row_count, each.cues)
+            self.ticks.append(tick, each.epoch, embedding)
+            self._forget_first()  # where the disk did not take it, it is tried again
             if reason:
                 self.left_out[reason] += 1
-            self.recorder.tick(tick, epoch, embedding, self._model)
+            self.recorder.tick(tick, each.epoch, embedding, self._model)
             if frame is not None and frame.done_ns:
                 written.append((tick.device_time_ns, frame))
+        if self._following is not None:
+            self._following.flush()
         self.ticks.flush()
         now_ns = self._clock()
         self.timings.extend(
@@ -536,15 +512,19 @@ class SessionPipeline:
             for time_ns, frame in written
         )
 
+    def _forget_first(self) -> None:
+        self._waiting.popleft()
+        self._looked_at = max(0, self._looked_at - 1)
+
     def _drop_waiting(self) -> None:
         """Bound what waits for a full disk."""
         while len(self._waiting) > MAX_TICKS_WAITING:
-            self._waiting.popleft()
+            self._forget_first()
             self.left_out["disk_full"] += 1
 
     # -- models and files ------------------------------------------------------------------------
 
-    def _submit(self, row: npt.NDArray[np.uint8], frame: _Frame) -> Future[npt.NDArray[Any]]:
+    def _submit(self, row: npt.NDArray[np.uint8], frame: Frame) -> Future[npt.NDArray[Any]]:
         if self._lossless:
             self._await_room()
         future = self._engine.submit(
@@ -554,7 +534,7 @@ class SessionPipeline:
         self._in_engine.append(future)
         return future
 
-    def _note_done(self, frame: _Frame) -> None:
+    def _note_done(self, frame: Frame) -> None:
         frame.done_ns = self._clock()
         self._on_feature()
 
@@ -577,49 +557,6 @@ def _is_rgb(item: Item) -> bool:
 def _is_key(item: Item) -> bool:
     """Whether decoding can start here: not only the header must say so."""
     return item.header.keyframe and is_keyframe(item.payload, item.header.encoding)
-
-
-def _result(
-    future: Future[npt.NDArray[Any]] | None,
-) -> tuple[npt.NDArray[np.float32] | None, str]:
-    """The embedding; None and why, where a newer frame replaced it or the model failed."""
-    if future is None:
-        return None, ""
-    if (error := future.exception()) is not None:
-        return None, "superseded" if isinstance(error, StateError) else "failed"
-    row: npt.NDArray[np.float32] = future.result()[0]
-    return row, ""
-
-
-def _frame_of(tick: Tick) -> _Frame | None:
-    leads = next(iter(tick.samples.values()))
-    frame = leads.value if leads is not None else None
-    return frame if isinstance(frame, _Frame) else None
-
-
-def _encode(stream: str, value: object) -> ValueState:
-    """A sample's value as it is written down: all that becomes part of a tick's row."""
-    if isinstance(value, _Frame):
-        if value.future is None or not value.has_embedding:
-            return FrameState()
-        return FrameState(embedding=ArrayState.of(value.future.result()))
-    if value is None:
-        return None
-    if isinstance(value, np.ndarray) and stream in _IN_ROWS:
-        return ArrayState.of(value)
-    return ArrayState.of(np.zeros(0, np.uint8))  # of other streams ticks keep the presence only
-
-
-def _decode(state: ValueState) -> object:
-    if isinstance(state, ArrayState):
-        return state.array()
-    if state is None:
-        return None
-    frame = _Frame(received_ns=0)
-    if state.embedding is not None:
-        frame.future = Future()
-        frame.future.set_result(state.embedding.array())
-    return frame
 
 
 def _detection(row: list[float]) -> Detection:

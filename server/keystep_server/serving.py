@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import functools
 import logging
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,18 +22,20 @@ from keystep_capture.clock import Clock
 from keystep_capture.errors import ConfigError
 from keystep_models.cues.appearance_cue import appearance_manifest_path
 from keystep_models.onnx_model import OnnxModel
-from keystep_models.psr.methods import choose_live_method
-from keystep_models.psr.procedure import BUILTIN_PROCEDURES
-from keystep_server.app import AppDeps, Check, ProcedureStep, ProcedureSummary, create_app
+from keystep_server.app import AppDeps, Check, create_app
+from keystep_server.bundle_shelf import BundleShelf
 from keystep_server.config import ServerConfig
 from keystep_server.credentials import Access, TokenBook, refuse_unguarded_rest, server_keys
 from keystep_server.events import EventLog
 from keystep_server.feed import Feed
 from keystep_server.inference import LocalEngine, model_key
-from keystep_server.ingest import Ingest, IngestParts, procedure_named
+from keystep_server.ingest import Ingest, IngestParts
 from keystep_server.jobs.runner import JobRunner, JobSettings
 from keystep_server.key_steps import ExtractionSettings, ModelIdentity
+from keystep_server.method_choice import MethodChooser
 from keystep_server.metrics import Metrics
+from keystep_server.procedure_publishing import ProcedurePublisher
+from keystep_server.procedure_shelf import ProcedureShelf
 from keystep_server.publish import Publisher
 from keystep_server.rest_protocol import LimitedProtocol
 from keystep_server.routes.jobs import job_notice
@@ -87,6 +88,7 @@ async def running_server(
             model_manifest_path(config),
             intra_op_threads=config.inference_threads,
         )
+        identity = ModelIdentity(name=model.manifest.name, sha256=model.sha256)
         on_cpu = model.provider == "CPUExecutionProvider"  # where a larger batch costs more a row
         rest_socket = stack.enter_context(_bind_rest(config))
         metrics = Metrics()
@@ -104,6 +106,15 @@ async def running_server(
                 on_batch=metrics.batch_run,
             )
         )
+        chooser = MethodChooser(
+            procedures=ProcedureShelf(config.resolved_procedures_dir.resolve()),
+            bundles=BundleShelf(
+                config.data_dir.resolve() / "bundles",
+                appearance_sha256=model.sha256,
+                slot_count=config.encoder_slots,
+            ),
+            default=config.default_method,
+        )
         events = EventLog(store)
         feed = Feed()
         events.publishers.append(publisher.step_event)
@@ -115,9 +126,9 @@ async def running_server(
                 publisher=publisher,
                 engine=engine,
                 model_key=model_key(model),
-                model=ModelIdentity(name=model.manifest.name, sha256=model.sha256),
+                model=identity,
                 data_dir=config.data_dir.resolve(),
-                procedures_dir=config.resolved_procedures_dir.resolve(),
+                chooser=chooser,
                 feature_rate_hz=config.feature_rate_hz,
                 settings=ExtractionSettings(),
                 worker_count=config.pipeline_workers or max(2, os.cpu_count() or 2),
@@ -131,8 +142,8 @@ async def running_server(
             SessionHooks(
                 on_close=ingest.close_session,
                 stats_of=ingest.stats_of,
-                validate_procedure=_check_procedure,
-                choose_method=functools.partial(_choose_method, config.default_method),
+                validate_procedure=chooser.check_procedure,
+                choose_method=chooser.choose,
                 latencies_of=ingest.latencies_of,
                 ask_to_record=ingest.ask_to_record,
             ),
@@ -170,8 +181,16 @@ async def running_server(
                     ),
                     Check(name="wire", ok=True, detail=receiver.endpoint),
                 ],
-                procedures=_procedures,
                 command=ingest.command,
+                chooser=chooser,
+                publisher=ProcedurePublisher(
+                    store,
+                    chooser.procedures,
+                    chooser.bundles,
+                    data_dir=config.data_dir.resolve(),
+                    appearance=identity,
+                    rate_hz=config.feature_rate_hz,
+                ),
             )
         )
         logging.getLogger("uvicorn.error").addFilter(_is_trouble)
@@ -300,26 +319,3 @@ def _bind_rest(config: ServerConfig) -> socket.socket:
             "stop the other program or choose another --rest-port"
         ) from None
     return listener
-
-
-def _check_procedure(name: str) -> None:
-    procedure_named(name)
-
-
-def _choose_method(default: str, procedure: str, asked: str | None) -> str:
-    return choose_live_method(asked, procedure_named(procedure), default=default)[0]
-
-
-def _procedures() -> Sequence[ProcedureSummary]:
-    found = [procedure_named(name) for name in BUILTIN_PROCEDURES]
-    return [
-        ProcedureSummary(
-            name=procedure.name,
-            title=f"{procedure.name} ({procedure.task})",
-            steps=tuple(
-                ProcedureStep(step_id=step.id, title=step.title)
-                for step in procedure.expected_steps
-            ),
-        )
-        for procedure in found
-    ]

@@ -8,6 +8,7 @@ import secrets
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -30,25 +31,26 @@ from keystep_capture import wire
 from keystep_capture.errors import ConfigError, KeystepError, NotFoundError
 from keystep_capture.samples import find_sample
 from keystep_capture.sender import Callbacks, Sender, Source
-from keystep_server.app import AppDeps, Check, ProcedureStep, ProcedureSummary, create_app
+from keystep_server.app import AppDeps, Check, create_app
+from keystep_server.bundle_shelf import BundleShelf
 from keystep_server.commands import CommandOutcome
 from keystep_server.config import ServerConfig
 from keystep_server.credentials import TokenBook
 from keystep_server.events import EventLog
 from keystep_server.feed import Feed
 from keystep_server.jobs.runner import JobRunner, JobSettings
+from keystep_server.key_steps import ModelIdentity
+from keystep_server.method_choice import MethodChooser
 from keystep_server.metrics import Metrics
+from keystep_server.procedure_publishing import ProcedurePublisher
+from keystep_server.procedure_shelf import ProcedureShelf
 from keystep_server.routes.jobs import job_notice
 from keystep_server.serving import RunningServer, running_server
 from keystep_server.sessions import SessionHooks, SessionRegistry
 from keystep_server.storage import Branch, StepEvent, StepEventKind, Store
 
 START = datetime(2026, 3, 2, 9, 15, tzinfo=UTC)
-TOY_BIKE = ProcedureSummary(
-    name="toy-bike",
-    title="Assemble the toy bike",
-    steps=(ProcedureStep(step_id=7, title="Fit the front wheel"),),
-)
+TOY_BIKE = "toy-bike"
 
 
 def step_event(number: int, **changes: Any) -> StepEvent:
@@ -69,7 +71,7 @@ def step_event(number: int, **changes: Any) -> StepEvent:
 
 
 def _validate_procedure(name: str) -> None:
-    if name != TOY_BIKE.name:
+    if name != TOY_BIKE:
         raise NotFoundError(f"there is no procedure {name!r}")
 
 
@@ -101,6 +103,21 @@ class Rig:
         )
         self.events = EventLog(self.store, capacity=50)
         self.feed = Feed()
+        self.chooser = MethodChooser(
+            procedures=ProcedureShelf(self.config.resolved_procedures_dir),
+            bundles=BundleShelf(
+                self.config.data_dir / "bundles", appearance_sha256="0" * 64, slot_count=2
+            ),
+            default="auto",
+        )
+        self.publisher = ProcedurePublisher(
+            self.store,
+            self.chooser.procedures,
+            self.chooser.bundles,
+            data_dir=self.config.data_dir,
+            appearance=ModelIdentity(name="appearance", sha256="0" * 64),
+            rate_hz=10.0,
+        )
         self.jobs = JobRunner(
             self.store, self.feed, self.config.data_dir, self.job_settings, notice_of=job_notice
         )
@@ -139,7 +156,8 @@ class Rig:
                 feed=self.feed,
                 jobs=self.jobs,
                 readiness=lambda: [Check(name="models", ok=self.ready, detail="2 of 2")],
-                procedures=lambda: [TOY_BIKE],
+                chooser=self.chooser,
+                publisher=self.publisher,
                 command=self.command,
                 keepalive_s=keepalive_s,
             )
@@ -191,6 +209,7 @@ class Live:
 
     server: RunningServer
     rest: httpx.AsyncClient
+    data_dir: Path
     senders: list[tuple[Sender, asyncio.Task[None]]] = field(default_factory=list)
 
     def connect(self, device: str, *streams: str, **options: Any) -> Sender:
@@ -335,7 +354,7 @@ async def live_server(
         running_server(config, **(options or {})) as server,
         httpx.AsyncClient(base_url=server.rest_url, timeout=30) as rest,
     ):
-        live = Live(server, rest)
+        live = Live(server, rest, data_dir)
         try:
             yield live
         finally:
@@ -454,6 +473,30 @@ def coffee() -> list[Packet]:
     return encode_h264(pictures(sample.video_path, (640, 360)), rate_hz=sample.frame_rate_hz)
 
 
+@pytest.fixture(scope="session")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A bundle made from the recording of a simulated expert's session (`guided_session`)."""
+    import guided_session as cart
+
+    folder = tmp_path_factory.mktemp("expert")
+    packets = cart.cart_packets(encode_h264, pictures)
+
+    async def record() -> str:
+        async with live_server(folder / "data") as live:
+            sender = await live.join("hl2", *cart.STREAMS, replay=True, kind="expert")
+            for _, stream, packet in packets:
+                await live.send(sender, stream, [packet])
+            await live.close_session(sender)
+            return str(sender.session)
+
+    with ThreadPoolExecutor(1) as other:  # pytest's own loop may run
+        session = other.submit(lambda: asyncio.run(record())).result()
+    recording = folder / "data" / "sessions" / session / "recording"
+    features = cart.features_of(recording, folder / "features")
+    bundle = cart.make_cart_bundle(features, folder / "bundle")
+    return cart.Learned(packets=packets, bundle=bundle)
+
+
 @pytest.fixture
 async def make_server(tmp_path: Path) -> AsyncIterator[Any]:
     servers: list[ServerProcess] = []
@@ -500,7 +543,7 @@ def raw(live: Live) -> Iterator[RawSource]:
     source.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tools() -> SimpleNamespace:
     """This file's functions, for tests that start servers or make packets themselves."""
     return SimpleNamespace(

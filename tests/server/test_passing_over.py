@@ -14,9 +14,10 @@ from keystep_capture.streams import STREAMS
 from keystep_capture.wire import PROTOCOL, PacketHeader
 from keystep_models.cues.appearance_cue import appearance_manifest_path
 from keystep_models.onnx_model import OnnxModel
+from keystep_server.batches import Item, Outcome
 from keystep_server.inference import LocalEngine, model_key
 from keystep_server.load.packets import GROUP_FRAMES, make_packets
-from keystep_server.pipeline import LATE_NS, Item, SessionPipeline
+from keystep_server.pipeline import LATE_NS, SessionPipeline
 from keystep_server.recorder import SessionRecorder
 from keystep_server.storage import Session, SessionKind, SessionState
 
@@ -95,7 +96,7 @@ def pipeline_of(frames: Frames, tmp_path: Path) -> Iterator[Callable[..., Sessio
 
         yield make
         for pipeline in made:
-            pipeline.finish()
+            pipeline.finish(Outcome())
             pipeline.close()
 
 
@@ -106,7 +107,7 @@ def test_frames_between_the_last_tick_and_a_key_frame_are_not_decoded(
     pipeline.process(frames[0:13])
     pipeline.process(frames[13:16])  # 12 and 15 make ticks, 15 is a key frame
     pipeline.process(frames[16:19])
-    pipeline.finish()
+    pipeline.finish(Outcome())
     assert (pipeline.decoded_count, pipeline.passed_over_count) == (17, 2)
     assert pipeline.ticks.row_count == 7
     assert pipeline.left_out["late"] == 0
@@ -120,7 +121,7 @@ def test_late_frames_before_a_key_frame_are_passed_over_with_their_ticks(
     late = frames[16:30]
     frames.now_ns += LATE_NS + 1
     pipeline.process([*late, *frames[30:33]])
-    pipeline.finish()
+    pipeline.finish(Outcome())
     assert (pipeline.decoded_count, pipeline.passed_over_count) == (16 + 3, 14)
     assert pipeline.left_out["late"] == 4  # 18, 21, 24 and 27
     assert pipeline.ticks.row_count == 11  # a tick without features is still a tick

@@ -1,5 +1,6 @@
 """REST over the application itself; test_rest_stream.py has a real server and its streams."""
 
+import json
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
@@ -202,10 +203,21 @@ def test_exemplars_outside_the_data_directory_are_refused(path: str) -> None:
 
 
 async def test_procedures_are_listed_with_their_steps(rig: Any) -> None:
+    step = {"id": 7, "title": "Fit the front wheel", "component": "wheel", "kind": "completed"}
+    document = {
+        "keystep_procedure": 1, "name": "toy-bike", "task": "assembly", "components": ["wheel"],
+        "initial_state": [0], "steps": [step],
+    }  # fmt: skip
+    folder = rig.config.resolved_procedures_dir
+    folder.mkdir()
+    (folder / "toy-bike.json").write_text(json.dumps(document))
+    (folder / "broken.json").write_text("{")  # is left out
     async with rig.client() as client:
-        (procedure,) = (await client.get(f"{API}/procedures")).json()["procedures"]
-    assert procedure["name"] == "toy-bike"
-    assert procedure["steps"] == [{"step_id": 7, "title": "Fit the front wheel"}]
+        procedures = (await client.get(f"{API}/procedures")).json()["procedures"]
+    assert [each["name"] for each in procedures] == [
+        "industreal-assy", "industreal-main", "toy-bike"
+    ]  # fmt: skip
+    assert procedures[-1]["steps"] == [{"step_id": 7, "title": "Fit the front wheel"}]
 
 
 async def test_readiness_tells_what_is_missing(rig: Any) -> None:

@@ -16,7 +16,9 @@ from keystep_server.credentials import TokenBook
 from keystep_server.events import EventLog
 from keystep_server.feed import Feed
 from keystep_server.jobs.runner import JobRunner
+from keystep_server.method_choice import MethodChooser
 from keystep_server.metrics import Metrics
+from keystep_server.procedure_publishing import ProcedurePublisher
 from keystep_server.schemas import ProblemOut
 from keystep_server.sessions import SESSION_ID_PATTERN, SessionRegistry
 from keystep_server.storage import Store
@@ -32,23 +34,6 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ProcedureStep:
-    """One step of a procedure."""
-
-    step_id: int
-    title: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProcedureSummary:
-    """A procedure as REST lists it."""
-
-    name: str
-    title: str
-    steps: tuple[ProcedureStep, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class AppDeps:
     """All that REST stands on.
 
@@ -57,7 +42,8 @@ class AppDeps:
         tokens: Who may use REST.
         feed: What jobs and key steps are now.
         jobs: Extracts key steps.
-        procedures: The procedures that sessions can be guided through.
+        chooser: Knows procedures and bundles.
+        publisher: Makes procedures of key steps.
         command: Runs a command of the wearer's: session id, command, command id.
         keepalive_s: Longest silence of an event stream before a comment is sent.
     """
@@ -71,7 +57,8 @@ class AppDeps:
     feed: Feed
     jobs: JobRunner
     readiness: Callable[[], Sequence[Check]]
-    procedures: Callable[[], Sequence[ProcedureSummary]]
+    chooser: MethodChooser
+    publisher: ProcedurePublisher
     command: Callable[[str, str, str], Awaitable[CommandOutcome]]
     keepalive_s: float = 15.0
 

@@ -24,6 +24,7 @@ from keystep_server.entity_tags import (
 from keystep_server.feed import key_steps_notice
 from keystep_server.key_step_editor import KeyStepEditor
 from keystep_server.key_step_edits import Add, Split
+from keystep_server.procedure_shelf import summary_of
 from keystep_server.ranges import file_response
 from keystep_server.routes.deps import AppDeps, Deps, SessionId, problems
 from keystep_server.routes.recordings import Access, AskedBytes, bytes_of, run_in_worker
@@ -195,17 +196,13 @@ async def get_clip(
     return response
 
 
-# Publishing a revision as a procedure that live guidance can load belongs here:
-# `POST /sessions/{session_id}/key-steps/publish`. `store.revisions.get` gives the key steps with
-# their provenance; of an extraction, `provenance["run"]` names the folder of the encoders below
-# `sessions/SESSION/extraction/` (docs/steps.md).
-
-
 @router.get("/procedures", tags=["procedures"])
 async def list_procedures(deps: Deps) -> ProcedureList:
     """The procedures that sessions can be guided through."""
-    found = await asyncio.to_thread(deps.procedures)
-    return ProcedureList(procedures=[ProcedureOut.model_validate(item) for item in found])
+    found = await asyncio.to_thread(deps.chooser.procedures.all)
+    return ProcedureList(
+        procedures=[ProcedureOut.model_validate(summary_of(procedure)) for procedure in found]
+    )
 
 
 def _key_steps(deps: AppDeps, session_id: str, number: int | None) -> KeyStepList:

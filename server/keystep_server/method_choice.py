@@ -1,0 +1,87 @@
+"""How a session's steps are recognised: from detections, or by the bundle its procedure pins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from keystep_models.psr.methods import KEY_STEPS, choose_live_method, live_method_name
+from keystep_models.psr.procedure import Procedure
+from keystep_models.psr.procedure_document import of_procedure, read_document, to_procedure
+from keystep_models.psr.recogniser import Follower
+from keystep_server.bundle_shelf import BundleShelf
+from keystep_server.procedure_shelf import ProcedureShelf, replace_document
+
+PINNED_FILE = "procedure.json"
+"""In a session's folder: what it is guided by, whatever is published under that name later."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """What a session is followed by.
+
+    Attributes:
+        logic: At the start of the session.
+        rate_hz: Ticks a second that it needs; None where it does not matter.
+    """
+
+    logic: Follower
+    rate_hz: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodChooser:
+    """Chooses and starts methods; blocks, from any thread. `default`: of sessions that ask none."""
+
+    procedures: ProcedureShelf
+    bundles: BundleShelf
+    default: str
+
+    def check_procedure(self, name: str) -> None:
+        """NotFoundError unless there is such a procedure; DataError where it cannot be read."""
+        self.procedures.get(name)
+
+    def choose(self, name: str, asked: str | None) -> str:
+        """The name of the method for a new session.
+
+        Raises:
+            ConfigError: It cannot be that one.
+            NotFoundError: There is no such procedure, or its bundle is not there.
+            DataError: Its file or its bundle is damaged.
+        """
+        procedure = self.procedures.get(name)
+        method = live_method_name(asked, procedure, default=self.default)
+        if method == KEY_STEPS:
+            self.bundles.check(procedure)
+        return method
+
+    def begin(self, name: str, method: str | None, folder: Path) -> Chosen:
+        """Start what a session is followed by.
+
+        Args:
+            name: Of its procedure.
+            method: As `choose` gave it.
+            folder: The session's: one with a bundle is guided by the same even after another was
+                published under its procedure's name.
+
+        Raises:
+            ConfigError: The method cannot be had.
+            NotFoundError: There is no such procedure, or its bundle is not there.
+            DataError: Its file or its bundle is damaged.
+            ModelError: The bundle's encoders cannot be used.
+            StateError: As many sessions as can be are guided by the bundle.
+        """
+        procedure = self._pinned(name, folder)
+        if procedure.bundle is None:
+            return Chosen(logic=choose_live_method(method, procedure)[1], rate_hz=None)
+        logic = self.bundles.follow(procedure)
+        return Chosen(logic=logic, rate_hz=logic.rate_hz)
+
+    def _pinned(self, name: str, folder: Path) -> Procedure:
+        path = folder / PINNED_FILE
+        if path.is_file():
+            return to_procedure(read_document(path))
+        procedure = self.procedures.get(name)
+        if procedure.bundle is not None:
+            replace_document(of_procedure(procedure), path)
+        return procedure
