@@ -17,7 +17,8 @@ import pytest
 
 from keystep_capture.errors import ConfigError
 from keystep_capture.samples import find_sample, load_truth
-from keystep_server.demo import Demo, DemoSettings
+from keystep_server.demo import Demo
+from keystep_server.demo_base import DemoSettings
 
 EVENT = re.compile(r"^ +(\d+)  (Install .*?) +(\d+)  ([+-]\d+\.\d s)$", re.MULTILINE)
 
