@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from keystep_models.incremental.encoders import MAX_ABSOLUTE_VALUE, IncrementalEncoders, Ticks
+from keystep_models.incremental.encoders import IncrementalEncoders
+from keystep_models.incremental.ticks import MAX_ABSOLUTE_VALUE, Ticks
 
 Row = NDArray[np.float32]
 
