@@ -50,6 +50,7 @@ VARIANTS = {
     "causal, W=1024, frame + tempo": replace(CAUSAL, tempo=2.0),
     "causal, W=1024, age + tempo": replace(CAUSAL, position="age", tempo=2.0),
 }
+REFERENCE = "causal, W=1024"
 Groups = dict[str, list[VideoFeatures]]
 
 
@@ -117,6 +118,14 @@ def run(
     return dict(json.loads(result.read_text()))
 
 
+def text(values: list[float], sign: str = "") -> str:
+    """Mean and standard error over seeds."""
+    mean = f"{np.mean(values):{sign}.1f}"
+    if len(values) < 2:
+        return mean
+    return f"{mean} ± {np.std(values, ddof=1) / len(values) ** 0.5:.1f}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--features", type=Path, required=True)
@@ -137,19 +146,23 @@ def main() -> None:
                 table.setdefault(name, {}).setdefault(measured, []).append(100 * value)
             table[name].setdefault("cpu_s", []).append(found["cpu_s"])
     summary = {
+        name: {key: text(values) for key, values in row.items()} for name, row in table.items()
+    }
+    differences = {
         name: {
-            key: f"{np.mean(values):.1f} ± {np.std(values, ddof=1) / len(values) ** 0.5:.1f}"
-            if len(values) > 1
-            else f"{values[0]:.1f}"
+            key: text(list(np.subtract(values, table[REFERENCE][key])), sign="+")
             for key, values in row.items()
+            if key != "cpu_s"
         }
         for name, row in table.items()
+        if name != REFERENCE
     }
-    document = {"ksl_f1_percent": summary, "runs": table, "sessions": len(videos)}
+    shown = {"ksl_f1_percent": summary, f"paired_difference_to {REFERENCE}": differences}
+    document = {**shown, "runs": table, "sessions": len(videos)}
     (options.out / f"encoders-{options.clusters}.json").write_text(
         json.dumps(document, indent=2) + "\n"
     )
-    print(json.dumps(summary, indent=2))
+    print(json.dumps(shown, indent=2, ensure_ascii=False))
 
 
 if __name__ == "__main__":
