@@ -10,11 +10,13 @@ from keystep_models.commands.evaluate_guidance import guidance
 from keystep_models.commands.extract_command import extract
 from keystep_models.commands.features_command import convert as convert_features
 from keystep_models.commands.procedure_commands import check, convert
+from keystep_models.commands.psr_clips import clips
 from keystep_models.commands.psr_detect import detect
 from keystep_models.commands.psr_run import run
 from keystep_models.commands.psr_score import score
 from keystep_models.commands.train_export_command import export
 from keystep_models.commands.train_steps_command import steps
+from keystep_models.commands.train_storm_command import storm
 
 
 def register(app: typer.Typer) -> None:
@@ -23,6 +25,7 @@ def register(app: typer.Typer) -> None:
     psr.command("detect")(detect)
     psr.command("run")(run)
     psr.command("score")(score)
+    psr.command("clips")(clips)
     app.add_typer(psr, name="psr")
     procedure = typer.Typer(no_args_is_help=True, help="Procedures: check and convert them.")
     procedure.command("check")(check)
@@ -33,6 +36,7 @@ def register(app: typer.Typer) -> None:
     train.callback()(_group)
     train.command("steps")(steps)
     train.command("export")(export)
+    train.command("storm")(storm)
     app.add_typer(train, name="train")
     evaluate = typer.Typer(no_args_is_help=True, help="Measure features against labels.")
     for name in ("ksl", "phase", "tau", "summary"):

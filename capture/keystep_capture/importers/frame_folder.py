@@ -75,7 +75,7 @@ class _FrameFolderImporter:
 
     def plan(self, path: Path) -> ImportPlan:
         """Look at the folder's names and count pictures and rows."""
-        pictures = _pictures(path)
+        pictures = find_pictures(path)
         tables = [table for table in self._data_set.tables if (path / table.file).is_file()]
         labels = _label_files(path, self._data_set)
         if not pictures and not tables and not labels:
@@ -107,7 +107,9 @@ class _FrameFolderImporter:
     def read(self, path: Path) -> Iterator[Imported]:
         """Give pictures, sensors and labels by frame."""
         rate_hz = self._data_set.rate_hz
-        sources: list[Iterator[tuple[int, Imported]]] = [_read_pictures(_pictures(path), rate_hz)]
+        sources: list[Iterator[tuple[int, Imported]]] = [
+            _read_pictures(find_pictures(path), rate_hz)
+        ]
         for table in self._data_set.tables:
             if (path / table.file).is_file():
                 sources.append(_read_table(path / table.file, table, rate_hz))
@@ -119,8 +121,12 @@ class _FrameFolderImporter:
 # -- pictures --------------------------------------------------------------------------------------
 
 
-def _pictures(path: Path) -> dict[int, Path]:
-    """JPEG pictures by frame, from the first folder that has any."""
+def find_pictures(path: Path) -> dict[int, Path]:
+    """JPEG pictures by frame, in order, from the first folder that has any.
+
+    Raises:
+        DataError: `path` is no folder.
+    """
     if not path.is_dir():
         raise DataError(f"{path}: expected a folder")
     for name in _PICTURE_FOLDERS:
@@ -144,12 +150,12 @@ def _read_pictures(pictures: Mapping[int, Path], rate_hz: float) -> Iterator[tup
         if not 0 < size <= largest:
             raise DataError(f"{path}: a picture of {size} bytes, expected 1 to {largest}")
         payload = path.read_bytes()
-        width, height = _jpeg_size(path, payload)
+        width, height = jpeg_size(path, payload)
         yield (
             frame_idx,
             ImportedPacket(
                 stream="rgb",
-                device_time_ns=_time_ns(frame_idx, rate_hz),
+                device_time_ns=frame_time_ns(frame_idx, rate_hz),
                 payload=payload,
                 encoding="jpeg",
                 fields={
@@ -162,8 +168,16 @@ def _read_pictures(pictures: Mapping[int, Path], rate_hz: float) -> Iterator[tup
         )
 
 
-def _jpeg_size(path: Path, payload: bytes) -> tuple[int, int]:
-    """Width and height from a JPEG's frame header, without decoding it."""
+def jpeg_size(path: Path, payload: bytes) -> tuple[int, int]:
+    """Width and height from a JPEG's frame header, without decoding it.
+
+    Args:
+        path: Of the picture, for the error.
+        payload: Its content, or the beginning of it.
+
+    Raises:
+        DataError: There is no frame header.
+    """
     position = 2 if payload[:2] == b"\xff\xd8" else len(payload)
     while position + 9 <= len(payload) and payload[position] == 0xFF:
         marker, length = payload[position + 1], int.from_bytes(payload[position + 2 : position + 4])
@@ -217,7 +231,7 @@ def _read_table(path: Path, table: _Table, rate_hz: float) -> Iterator[tuple[int
             frame_idx,
             ImportedPacket(
                 stream=table.stream,
-                device_time_ns=_time_ns(frame_idx, rate_hz),
+                device_time_ns=frame_time_ns(frame_idx, rate_hz),
                 payload=payload or b"",
                 encoding=table.encoding,
                 fields={"frame_idx": frame_idx, "valid": -1 if payload else 0},
@@ -239,7 +253,7 @@ def _read_labels(path: Path, rate_hz: float) -> Iterator[tuple[int, Imported]]:
             LabelNote(
                 source=path.name,
                 frame_idx=frame_idx,
-                device_time_ns=_time_ns(frame_idx, rate_hz),
+                device_time_ns=frame_time_ns(frame_idx, rate_hz),
                 values=values,
                 texts=texts,
             ),
@@ -254,7 +268,8 @@ def _number(text: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _time_ns(frame_idx: int, rate_hz: float) -> int:
+def frame_time_ns(frame_idx: int, rate_hz: float) -> int:
+    """Device time that a frame without a time of its own is given, ns."""
     return round(frame_idx * _NS / rate_hz)
 
 

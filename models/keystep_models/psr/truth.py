@@ -104,7 +104,7 @@ def read_raw_labels(
     Raises:
         DataError: naming file, line and value.
     """
-    states = list(_raw_states(path, None if procedure is None else procedure.component_count))
+    states = list(raw_states(path, None if procedure is None else procedure.component_count))
     steps = []
     for (_, before), (frame_idx, after) in pairwise(states):
         ids = raw_steps_between(before, after, with_errors=with_errors)
@@ -262,7 +262,16 @@ def _frame_of_image(text: str, where: str, *, is_first: bool) -> int:
     return whole_number(stem, f"{where}, image")
 
 
-def _raw_states(path: Path, component_count: int | None) -> Iterator[tuple[int, ComponentState]]:
+def raw_states(path: Path, component_count: int | None) -> Iterator[tuple[int, ComponentState]]:
+    """Frame and state of every row of PSR_labels_raw.csv, in order.
+
+    Args:
+        path: The label file.
+        component_count: Components that a state must have; as many as the first row's when None.
+
+    Raises:
+        DataError: naming file, line and value.
+    """
     last_idx = None
     for frame_idx, values, where in _label_rows(path):
         if component_count is None:
@@ -284,7 +293,7 @@ def _raw_states(path: Path, component_count: int | None) -> Iterator[tuple[int, 
 def _errors_beside(path: Path) -> bool | None:
     raw = path.with_name("PSR_labels_raw.csv")
     if raw.exists():
-        return any(-1 in state for _, state in _raw_states(raw, None))
+        return any(-1 in state for _, state in raw_states(raw, None))
     with_errors = path.with_name("PSR_labels_with_errors.csv")
     if with_errors.exists():
         ids = [

@@ -1,0 +1,1 @@
+"""STORM-PSR's spatio-temporal stream without torch: data sets, sampling, bundles, predictions."""
