@@ -64,6 +64,8 @@ class StormSettings:
             (1280 values), or the picture (224 x 224, ViT-S/16).
         embedding: Values of an embedding (D).
         hidden: Width of the layer before the embedding, for "appearance"; 0: none.
+        input_dropout: Share of an appearance feature's values left out in training, since people
+            are few and features many.
         temporal: The temporal model; GRU and MLP (of all embeddings side by side) are baselines.
         width: Of its tokens; embeddings of another size are projected.
         depth: Layers.
@@ -94,7 +96,8 @@ class StormSettings:
 
     input: InputKind = "appearance"
     embedding: int = 128
-    hidden: int = 256
+    hidden: int = 0
+    input_dropout: float = 0.5
     temporal: TemporalKind = "transformer"
     width: int = 64
     depth: int = 2
@@ -118,10 +121,10 @@ class StormSettings:
     background: int = 8
     temperature: float = 0.07
     contrastive: StageSettings = StageSettings(
-        epochs=20, steps=50, batch=96, learning_rate=1e-3, weight_decay=1e-4
+        epochs=10, steps=50, batch=96, learning_rate=1e-3, weight_decay=1e-4
     )
     temporal_stage: StageSettings = StageSettings(
-        epochs=30, steps=40, batch=128, learning_rate=1e-3, weight_decay=5e-4
+        epochs=8, steps=40, batch=64, learning_rate=1e-3, weight_decay=5e-4
     )
     fine_tuning: FineTuning = "none"
     fine_tune: StageSettings = StageSettings(
@@ -157,7 +160,7 @@ class StormSettings:
                 raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}")
         if not 0 <= self.negative_s[0] < self.negative_s[1] < math.inf:
             raise ConfigError(f"negative_s must be two rising times, got {self.negative_s}")
-        for name in ("dropout", "gap_share", "clip_offset"):
+        for name in ("input_dropout", "dropout", "gap_share", "clip_offset"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be 0 or more, below 1, got {getattr(self, name)}")
         if not 0 <= self.decay <= 1 or self.hidden < 0:
@@ -194,7 +197,7 @@ PRESETS: Final[Mapping[str, StormSettings]] = MappingProxyType(
         "small": StormSettings(),
         # As published; steps of the second stage are one pass over IndustReal's frames.
         "published": StormSettings(
-            input="picture", hidden=0, width=128, depth=6, heads=8, head_width=128,
+            input="picture", input_dropout=0.0, width=128, depth=6, heads=8, head_width=128,
             feed_forward=4096, clip_every=4, negative_s=(12.0, 14.0), min_sessions=1, gap_share=0.0,
             contrastive=StageSettings(
                 epochs=100, steps=500, batch=96, learning_rate=1e-3, weight_decay=1e-6

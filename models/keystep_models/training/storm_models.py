@@ -103,6 +103,7 @@ class AppearanceHead(nn.Module):
         self.scale: Tensor
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("scale", torch.ones(size))
+        self.dropout = nn.Dropout(settings.input_dropout)
         self.hidden: nn.Module = nn.Identity()
         if settings.hidden:
             self.hidden = nn.Sequential(
@@ -117,7 +118,7 @@ class AppearanceHead(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Features float [B, 1280] to embeddings [B, D]."""
-        return self.out(self.hidden((inputs - self.mean) * self.scale))
+        return self.out(self.hidden(self.dropout((inputs - self.mean) * self.scale)))
 
 
 class PatchEmbed(nn.Module):
