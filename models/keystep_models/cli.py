@@ -14,6 +14,7 @@ from keystep_models.commands.psr_clips import clips
 from keystep_models.commands.psr_detect import detect
 from keystep_models.commands.psr_run import run
 from keystep_models.commands.psr_score import score
+from keystep_models.commands.train_detector_command import detector
 from keystep_models.commands.train_export_command import export
 from keystep_models.commands.train_steps_command import steps
 from keystep_models.commands.train_storm_command import storm
@@ -37,6 +38,7 @@ def register(app: typer.Typer) -> None:
     train.command("steps")(steps)
     train.command("export")(export)
     train.command("storm")(storm)
+    train.command("detector")(detector)
     app.add_typer(train, name="train")
     evaluate = typer.Typer(no_args_is_help=True, help="Measure features against labels.")
     for name in ("ksl", "phase", "tau", "summary"):
