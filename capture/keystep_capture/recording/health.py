@@ -5,7 +5,9 @@ One reading in order of arrival; of a packet its two times and a flag are kept, 
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
@@ -27,6 +29,9 @@ from keystep_capture.recording.reader import Recording
 MAX_PACKETS: Final = 5_000_000
 """Packets judged; a longer recording is judged by its first ones and says so."""
 
+_STEADY_HZ: Final = 0.1
+"""Streams that are rarer come once in a while (calibration), so nothing follows from when."""
+
 Verdict: TypeAlias = Literal["good", "usable", "poor"]
 
 
@@ -39,6 +44,7 @@ class Limits:
         slow_share: A stream's rate as a share of its nominal rate.
         tick_share: Ticks with every cue that the recording has.
         keyframe_s: Time between two key frames.
+        edge_s: By how much a stream may begin later, or end sooner, than its epoch.
         drift_ppm: How fast two clocks drift apart.
     """
 
@@ -46,6 +52,7 @@ class Limits:
     slow_share: float = 0.8
     tick_share: float = 0.9
     keyframe_s: float = 2.0
+    edge_s: float = 5.0
     drift_ppm: float = 200.0
 
 
@@ -177,6 +184,7 @@ def _weak(health: Health, limits: Limits) -> list[str]:
         reasons.append(f"left out while it was recorded: {lost}")
     for lane in health.lanes:
         reasons.extend(_weak_lane(lane, limits))
+    reasons.extend(_cut_short(health.lanes, limits))
     for clock in health.clocks:
         if clock.drift_ppm is not None and abs(clock.drift_ppm) > limits.drift_ppm:
             reasons.append(f"epoch {clock.epoch}: clocks drift by {clock.drift_ppm:.0f} ppm")
@@ -210,6 +218,24 @@ def _weak_lane(lane: LaneHealth, limits: Limits) -> list[str]:
     if spacing_s is not None and spacing_s > limits.keyframe_s:
         reasons.append(f"{name} has {spacing_s:.1f} s between key frames")
     return reasons
+
+
+def _cut_short(lanes: Iterable[LaneHealth], limits: Limits) -> Iterator[str]:
+    """Streams that came later or ended sooner than the others of their epoch.
+
+    No gap tells of that: a sensor that fell silent for good has a perfect rate until then.
+    """
+    steady = [lane for lane in lanes if lane.nominal_hz >= _STEADY_HZ]
+    for _, group in itertools.groupby(steady, key=lambda lane: lane.epoch):
+        mine = [(lane, int(lane.times_ns.min()), int(lane.times_ns.max())) for lane in group]
+        first_ns, last_ns = min(one[1] for one in mine), max(one[2] for one in mine)
+        for lane, begin_ns, end_ns in mine:
+            slack_s = max(limits.edge_s, 3 / lane.nominal_hz)
+            late_s, missing_s = (begin_ns - first_ns) / 1e9, (last_ns - end_ns) / 1e9
+            if late_s > slack_s:
+                yield f"{_name(lane)} begins {late_s:.0f} s after the first stream"
+            if missing_s > slack_s:
+                yield f"{_name(lane)} ends {missing_s:.0f} s before the last stream"
 
 
 def _name(lane: LaneHealth) -> str:

@@ -43,6 +43,21 @@ def test_losses_gaps_and_stalls_are_counted(tmp_path: Path, tools: Any) -> None:
     assert "gaze stalled 1 times, up to 2.5 s" in health.reasons
 
 
+def test_a_stream_that_falls_silent_for_good_is_told(tmp_path: Path, tools: Any) -> None:
+    gaze, head = tools.sensor_packets("gaze", 1800), tools.sensor_packets("head", 1800)
+    hands = tools.sensor_packets("hands", 1800)[600:]  # ten of thirty seconds later
+    constants = tools.packet("calibration", 0, 10**12, encoding="none", calibrates="depth")
+    sent = [*gaze[:300], *head, *hands, (constants, b"")]
+    sent.sort(key=lambda one: one[0].device_time_ns)
+    health = check(tools.record(tmp_path, sent))
+    told = [reason for reason in health.reasons if "ticks" not in reason]
+    assert told == [
+        "gaze ends 25 s before the last stream",
+        "hands begins 10 s after the first stream",
+    ]
+    assert health.verdict == "usable"
+
+
 def test_packets_out_of_order_and_repeated_are_counted(tmp_path: Path, tools: Any) -> None:
     sent = tools.sensor_packets("gaze", 100)
     sent[10], sent[11] = sent[11], sent[10]
