@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TextIO
 
 import numpy as np
 
@@ -29,6 +29,8 @@ from keystep_capture.video import MAX_PIXELS
 
 _NS: Final = 1_000_000_000
 _MAX_FIELDS: Final = 4096
+_MAX_LINE: Final = 1024 * 1024
+"""Characters of a CSV file's longest line."""
 _FRAME = re.compile(r"(\d{1,9})(?:\.\w+)?\Z")
 _JPEG = (".jpg", ".jpeg")
 _PICTURE_FOLDERS: Final = ("rgb", "RGB_frames", "frames", "images", ".")
@@ -198,7 +200,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Row]]:
     """Line, frame and further fields of each row; a heading is passed over."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            for line, fields in enumerate(csv.reader(file), start=1):
+            for line, fields in enumerate(csv.reader(_lines(path, file)), start=1):
                 if not fields:
                     continue
                 match = _FRAME.match(fields[0].strip())
@@ -212,6 +214,16 @@ def _rows(path: Path) -> Iterator[tuple[int, Row]]:
                 yield line, (int(match[1]), fields[1:])
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as CSV: {error}") from None
+
+
+def _lines(path: Path, file: TextIO) -> Iterator[str]:
+    """Lines of a text file, none longer than may be held in memory."""
+    number = 0
+    while line := file.readline(_MAX_LINE):
+        number += 1
+        if len(line) == _MAX_LINE:
+            raise DataError(f"{path}: line {number}: has {_MAX_LINE} characters or more")
+        yield line
 
 
 def _row_count(path: Path) -> int:

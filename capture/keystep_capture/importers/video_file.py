@@ -30,6 +30,7 @@ JPEG_QUALITY = 95
 _FILTERS = {"h264": "h264_mp4toannexb", "hevc": "hevc_mp4toannexb"}
 _NS = 1_000_000_000
 _PROBED_PACKETS = 32
+_UNKNOWN_RATE_HZ = 30.0
 _MAX_SIDECAR_BYTES = 256 * 1024 * 1024
 
 
@@ -46,16 +47,19 @@ class VideoFileImporter:
 
     def plan(self, path: Path) -> ImportPlan:
         """Look at a video's head, and at all of its packets' times."""
+        codec, why = _manner(path)
         with _opened(path) as container:
             stream = container.streams.video[0]
-            codec, why = _manner(container, stream)
+            rate_hz, is_timed = _rate_hz(stream), _is_timed(container, stream)
             count = stream.frames or None
             size = f"{stream.width}x{stream.height}"
         manner = f"{codec} as it is" if not why else f"decoded and stored as JPEG, since {why}"
         absent = ["every sensor but rgb", "sound", "camera intrinsics and poses"]
         if why:
             absent.append(f"the encoded video: pictures were encoded again, since {why}")
-        if not _sidecar(path).is_file():
+        if not _sidecar(path).is_file() and not is_timed:
+            absent.append(f"times: the file has none, picture n is put at n / {rate_hz:g} Hz")
+        elif not _sidecar(path).is_file():
             absent.append("device times: the file's own times are taken, to its time base")
         return ImportPlan(
             source=describe_source(path, "video"),
@@ -67,10 +71,9 @@ class VideoFileImporter:
     def read(self, path: Path) -> Iterator[Imported]:
         """Give the pictures in order of time."""
         times = _device_times(path)
+        codec, why = _manner(path)
         with _opened(path) as container:
             stream = container.streams.video[0]
-            codec, why = _manner(container, stream)
-            container.seek(0)
             try:
                 if why:
                     packets = _transcoded(container, stream)
@@ -109,24 +112,37 @@ def _opened(path: Path) -> InputContainer:
     return container
 
 
-def _manner(container: InputContainer, stream: VideoStream) -> tuple[str, str]:
+def _manner(path: Path) -> tuple[str, str]:
     """The codec, and why its packets cannot be taken as they are; "": they can."""
-    codec = stream.codec_context.name
-    if codec not in _FILTERS:
-        return codec, f"{codec} is neither H.264 nor HEVC"
-    if codec not in STREAMS["rgb"].encodings:
-        return codec, f"the wire has no {codec}"
-    newest: int | None = None
-    for packet in container.demux(stream):
-        if packet.pts is None:
-            if packet.size:
-                return codec, "it gives no times to some packets"
-        elif newest is not None and packet.pts <= newest:
-            return codec, "it has B frames"
-        else:
-            newest = packet.pts
-    container.seek(0)
-    return codec, _why_not_decodable(container, stream, codec)
+    with _opened(path) as container:
+        stream = container.streams.video[0]
+        codec = stream.codec_context.name
+        if codec not in _FILTERS:
+            return codec, f"{codec} is neither H.264 nor HEVC"
+        if codec not in STREAMS["rgb"].encodings:
+            return codec, f"the wire has no {codec}"
+        newest: int | None = None
+        for packet in container.demux(stream):
+            if packet.pts is None:
+                if packet.size:
+                    return codec, "it gives no times to some packets"
+            elif newest is not None and packet.pts <= newest:
+                return codec, "it has B frames"
+            else:
+                newest = packet.pts
+    with _opened(path) as container:  # anew, since not every format can go back
+        return codec, _why_not_decodable(container, container.streams.video[0], codec)
+
+
+def _is_timed(container: InputContainer, stream: VideoStream) -> bool:
+    """Whether its packets have times; those of a bare stream of a codec have none."""
+    packets = (packet for packet in container.demux(stream) if packet.size)
+    return any(packet.pts is not None or packet.dts is not None for packet in packets)
+
+
+def _rate_hz(stream: VideoStream) -> float:
+    rate = stream.guessed_rate or stream.average_rate
+    return float(rate) if rate else _UNKNOWN_RATE_HZ
 
 
 def _why_not_decodable(container: InputContainer, stream: VideoStream, codec: str) -> str:
@@ -169,16 +185,20 @@ def _transcoded(
     container: InputContainer, stream: VideoStream
 ) -> Iterator[tuple[int, bytes, dict[str, Any]]]:
     first: int | None = None
+    period_ns = round(_NS / _rate_hz(stream))
+    time_ns = -period_ns
     for frame in container.decode(stream):
         if frame.pts is None:
-            continue
-        first = frame.pts if first is None else first
+            time_ns += period_ns
+        else:
+            first = frame.pts if first is None else first
+            time_ns = _time_ns(frame, first, stream)
         done, jpeg = cv2.imencode(
             ".jpg", frame.to_ndarray(format="bgr24"), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
         )
         assert done
         fields = {"keyframe": True, "width": frame.width, "height": frame.height}
-        yield _time_ns(frame, first, stream), jpeg.tobytes(), fields
+        yield time_ns, jpeg.tobytes(), fields
 
 
 def _time_ns(timed: Packet[Any] | av.VideoFrame, first: int, stream: VideoStream) -> int:
@@ -205,4 +225,5 @@ def _device_times(path: Path) -> list[int] | None:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error.args[-1] if error.args else error).split())
+    """What FFmpeg says is wrong, without the file or function that it names."""
+    return " ".join(str(getattr(error, "strerror", None) or error).split())

@@ -105,10 +105,30 @@ def test_other_codecs_and_containers_are_read(tmp_path: Path, name: str) -> None
     assert {(h.encoding, h.width, h.height) for h in headers} == {("jpeg", 64, 48)}
 
 
+def test_a_bare_stream_without_times_is_put_at_its_rate(
+    plain_mp4: Path, tmp_path: Path, tools: Any
+) -> None:
+    bare = tmp_path / "x.h264"
+    bare.write_bytes(b"".join(payload for _, payload in tools.coffee_packets()[:90]))
+    plan = VideoFileImporter().plan(bare)
+    assert "since it gives no times to some packets" in plan.streams["rgb"]
+    assert "times: the file has none, picture n is put at n / 30 Hz" in plan.absent
+    run_import(VideoFileImporter(), bare, tmp_path / "r")
+    assert times_of(tmp_path / "r") == [n * 33_333_333 for n in range(90)]
+
+
+def test_a_video_that_breaks_is_told_with_what_is_wrong(tmp_path: Path) -> None:
+    path = find_sample("pour-coffee").video_path
+    assert path is not None
+    (tmp_path / "cut.mp4").write_bytes(path.read_bytes()[:300_000])
+    with pytest.raises(DataError, match=r"cut\.mp4: the video breaks: Invalid data found"):
+        run_import(VideoFileImporter(), tmp_path / "cut.mp4", tmp_path / "r")
+
+
 @pytest.mark.parametrize("content", [b"", b"RIFF" * 9, b"\0\0\0\x18ftypisom" + bytes(90)])
 def test_what_is_no_video_is_told_in_a_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.mp4").write_bytes(content)
-    with pytest.raises(DataError, match=r"x\.mp4: expected a video file") as caught:
+    with pytest.raises(DataError, match=r"x\.mp4: expected a video file: Invalid data") as caught:
         VideoFileImporter().plan(tmp_path / "x.mp4")
     assert "\n" not in str(caught.value)
 
@@ -209,6 +229,7 @@ def test_meccano_labels_are_kept_as_published(tmp_path: Path) -> None:
         ("pose.csv", "000001.jpg,1,2,3", r"pose.csv: line 1: expected 9 numbers"),
         ("pose.csv", "a\nb,1", r"pose.csv: line 2: expected a frame's name"),
         ("pose.csv", "000001.jpg" + ",nan" * 9, r"pose.csv: line 1: expected 9 numbers"),
+        ("gaze.csv", "1.jpg," + "1" * 2**21, r"gaze.csv: line 1: has 1048576 characters or more"),
         ("gaze.csv", "1.jpg" + ",1" * 5000, r"gaze.csv: line 1: .*at most 4096 fields"),
         ("PSR_labels.csv", "\xff\xfe\0", r"PSR_labels.csv: "),
         ("rgb/000003.jpg", "no picture", r"000003.jpg: at byte 10: expected a JPEG"),
