@@ -447,8 +447,6 @@ class SessionPipeline:
         if self._following is not None:
             small = None if kept.frame is None else kept.frame.small
             kept.cues = self._following.describe(tick, epoch, small)
-            if kept.frame is not None:
-                kept.frame.small = None
         self._waiting.append(kept)
 
     def _settle_ticks(self, outcome: Outcome, *, wait: bool = False) -> None:
