@@ -163,7 +163,7 @@ class DemoRun:
             await asyncio.sleep(0.1)
 
     async def _close(self, server: DemoServer, session: str) -> None:
-        response = await server.rest.post(f"/api/v1/sessions/{session}/close")
+        response = await server.rest.post(f"/api/v1/sessions/{session}/close", timeout=300)
         response.raise_for_status()
         if error := response.json()["error"]:
             raise ProcessError(f"session {session} was closed with an error: {error}")

@@ -92,12 +92,6 @@ def test_the_recording_holds_every_stream_as_a_headset_sends_it(dataset: Path) -
     )
 
 
-def test_a_picture_that_arrives_after_the_end_has_no_label() -> None:
-    session = Session(SPEC, limit_s=1.02)  # the picture of 1.0 s is 45 ms on its way
-    streams = [packet.header.stream for packet in session.packets()]
-    assert streams.count("rgb") == len(session.truth.frames) == 10
-
-
 def test_labels_agree_with_each_other(dataset: Path) -> None:
     folder = dataset / "person_001"
     frames = rows(folder / "frames.csv")

@@ -155,17 +155,13 @@ class Session:
         """Pictures that will be drawn, about."""
         return int(self.end_s * self.profile.frame_rate_hz)
 
-    @property
-    def _ended_ns(self) -> int:
-        """When the recording ends, by the server's clock: what comes later is not in it."""
-        return int(self.end_s * 1e9) + self._source.clocks.server_ns
-
     def packets(self) -> Iterator[Packet]:
         """Draw the session: its packets in order of arrival."""
         small = sensed(self._source, self.looking, self.movement, self.profile.motion_rate_hz)
+        ended_ns = int(self.end_s * 1e9) + self._source.clocks.server_ns
         streams = (small, self._colour(), self._depth())
         for packet in merge(*streams, key=lambda packet: packet.receive_time_ns):
-            if packet.receive_time_ns <= self._ended_ns:
+            if packet.receive_time_ns <= ended_ns:
                 yield packet
 
     def draw(self, sample: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
@@ -192,8 +188,6 @@ class Session:
             profile.width, profile.height, profile.frame_rate_hz, profile.gop_size
         )
         for idx, sample in enumerate(samples.tolist()):
-            if stamps.received[idx] > self._ended_ns:
-                return  # no packet, no label
             pose = self.looking.world_from_head[sample] @ camera.head_from_camera
             picture = self.scene.draw(sample, pose)
             time_s = float(self.movement.times_s[sample])
