@@ -6,6 +6,7 @@ without its index is scanned: nine bytes a record, no message.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import zlib
@@ -25,6 +26,7 @@ from mcap.records import Channel, Metadata, MetadataIndex, Schema, Statistics
 from mcap.writer import MCAP0_MAGIC
 
 from keystep_capture.errors import DataError
+from keystep_capture.recording.salvage import HEAD_BYTES, find_chunk, is_chunk
 
 MAX_CHUNK_BYTES: Final = 64 * 1024 * 1024
 """Largest chunk, as stored and when unpacked."""
@@ -39,6 +41,10 @@ MAX_CHANNELS_KEPT: Final = 200_000
 MAX_UNPACKING: Final = 100
 """A chunk may unpack to so many times its stored size; beyond that it is a compression bomb."""
 
+_MAX_STORED_BYTES: Final = MAX_CHUNK_BYTES + 1024
+_MAX_BREAKS: Final = 1000
+"""A file that breaks in more places is read up to there."""
+_END_BYTES: Final = {int(Opcode.DATA_END): 4, int(Opcode.FOOTER): 20}
 _RECORD = struct.Struct("<BQ")
 _MESSAGE = struct.Struct("<HIQQ")
 _CHUNK = struct.Struct("<QQQII")  # times, size unpacked, CRC, length of the compression's name
@@ -114,6 +120,7 @@ class McapSource:
         self.statistics: Statistics | None = None
         self.finished = False
         self.damage: list[Damage] = []
+        self._after_breaks: list[int] = []
         self._file = path.open("rb")
         try:
             self.size_bytes = self._file.seek(0, io.SEEK_END)
@@ -121,6 +128,7 @@ class McapSource:
             self._forget_chunks()
             if not self._read_index():
                 self._scan()
+                self._learn_from_chunks()
         except BaseException:
             self._file.close()
             raise
@@ -338,7 +346,7 @@ class McapSource:
         self, offset: int, length: int, start_ns: int, end_ns: int, said_at: int
     ) -> None:
         after = self._offsets[-1] + self._lengths[-1] if self._offsets else _MAGIC_BYTES
-        if offset < after or offset + length > self.size_bytes or length > MAX_CHUNK_BYTES + 1024:
+        if offset < after or offset + length > self.size_bytes or length > _MAX_STORED_BYTES:
             raise self._damaged(
                 said_at,
                 f"a chunk of {length} bytes at {offset} cannot be: the one before it ends at "
@@ -360,42 +368,71 @@ class McapSource:
         self._learn(Opcode.METADATA, record[_RECORD.size :], index.offset)
 
     def _scan(self) -> None:
-        """Find chunks and channels from the beginning on, up to where the file breaks."""
+        """Find chunks and channels from the beginning on; a break is passed over and noted."""
         position = _MAGIC_BYTES
         for _ in range(MAX_RECORDS):
             if position + _RECORD.size > self.size_bytes:
                 self._note(position, "the file ends without an index: it was not closed")
                 return
             opcode, length = _RECORD.unpack(self._read(position, _RECORD.size))
-            end = position + _RECORD.size + length
-            if opcode in (Opcode.DATA_END, Opcode.FOOTER):
+            if _END_BYTES.get(opcode) == length:
                 self._note(position, "the file's index is missing or damaged")
-                return
-            if not 1 <= opcode <= 0x0F or end > self.size_bytes:
-                self._note(
-                    position,
-                    f"a record of kind {opcode} with {length} bytes does not fit: "
-                    f"{max(0, self.size_bytes - position - _RECORD.size)} bytes are left",
-                )
                 return
             try:
                 self._scan_record(opcode, position, length)
             except DamagedError as error:
                 self.damage.append(error.damage)
-                return
-            position = end
+                found = self._find_chunk(position + 1)
+                if found is None or len(self.damage) >= _MAX_BREAKS:
+                    return
+                position = found
+            else:
+                position += _RECORD.size + length
         self._note(position, f"more than {MAX_RECORDS} records outside of chunks")
 
     def _scan_record(self, opcode: int, position: int, length: int) -> None:
+        end = position + _RECORD.size + length
+        if not 1 <= opcode <= 0x0F or end > self.size_bytes:
+            left = max(0, self.size_bytes - position - _RECORD.size)
+            raise self._damaged(
+                position,
+                f"a record of kind {opcode} with {length} bytes does not fit: "
+                f"{left} bytes are left",
+            )
         if opcode == Opcode.CHUNK:
             if length < _CHUNK.size:
                 raise self._damaged(position, f"a chunk of {length} bytes is too short")
-            start_ns, end_ns, *_ = _CHUNK.unpack(self._read(position + _RECORD.size, _CHUNK.size))
+            head = self._read(position, min(HEAD_BYTES, self.size_bytes - position))
+            limits = {"file_bytes": self.size_bytes, "limit_bytes": _MAX_STORED_BYTES}
+            if not is_chunk(head, offset=position, **limits) and (
+                inside := find_chunk(self._file, position + 1, stop=end, **limits)
+            ):
+                raise self._damaged(
+                    position, f"a chunk of {length} bytes has one at {inside} in it"
+                )
+            start_ns, end_ns, *_ = _CHUNK.unpack_from(head, _RECORD.size)
             self._add_chunk(position, _RECORD.size + length, start_ns, end_ns, position)
         elif opcode in (Opcode.SCHEMA, Opcode.CHANNEL, Opcode.METADATA):
             if length > MAX_SMALL_RECORD_BYTES:
                 raise self._damaged(position, f"a schema or channel of {length} bytes")
             self._learn(opcode, self._read(position + _RECORD.size, length), position)
+
+    def _find_chunk(self, start: int) -> int | None:
+        """The next chunk behind a break."""
+        size = self.size_bytes
+        found = find_chunk(
+            self._file, start, stop=size, file_bytes=size, limit_bytes=_MAX_STORED_BYTES
+        )
+        if found is not None:
+            self._after_breaks.append(self.chunk_count)
+        return found
+
+    def _learn_from_chunks(self) -> None:
+        """Learn the channels of chunks behind a break: what described them may lie in it."""
+        for idx in self._after_breaks:
+            with contextlib.suppress(DamagedError, IndexError):  # it may itself have been refused
+                for _ in self.messages(idx):
+                    pass
 
     # -- records ---------------------------------------------------------------------------------
 

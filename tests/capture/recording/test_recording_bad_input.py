@@ -115,6 +115,42 @@ def test_a_damaged_index_is_made_good_by_reading_the_file(part: Path, tools: Any
     assert read(part) == list(tools.session_packets())
 
 
+BREAKS = {
+    "a chunk's length": lambda chunks: (chunks[1] + 1, b"\xff"),
+    "a chunk's length, a little": lambda chunks: (chunks[1] + 3, b"\x02"),
+    "a chunk's kind": lambda chunks: (chunks[1], b"\x02"),
+    "a whole block": lambda chunks: (chunks[1] - 100, bytes(4096)),
+    "what describes all channels": lambda chunks: (chunks[0] - 500, bytes(500)),
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_a_file_without_index_is_read_on_behind_a_break(
+    tmp_path: Path, tools: Any, name: str
+) -> None:
+    sent = tools.session_packets()
+    part = tools.record(tmp_path / "r", sent, chunk_bytes=50_000) / "part-000.mcap"
+    with Recording(part) as recording:
+        (source,) = recording.parts
+        chunks = [source.chunk_offset(idx) for idx in range(source.chunk_count)]
+        second = source.chunk_times(1)
+    data = bytearray(part.read_bytes()[:-1])  # as a killed process left it
+    position, spoiled = BREAKS[name](chunks)
+    data[position : position + len(spoiled)] = spoiled
+    part.write_bytes(data)
+    found = read(part, skip_damage=True)
+    lost = [header.device_time_ns for header, _ in sent if (header, _) not in found]
+    if "channels" in name:
+        assert not lost
+    else:
+        assert second[0] <= min(lost) <= max(lost) <= second[1]
+    with Recording(part) as recording:
+        assert recording.damage
+        assert {lane.stream for lane in recording.lanes} >= {"rgb", "gaze", "head", "hands"}
+    repair(part, tmp_path / "new.mcap")
+    assert read(tmp_path / "new.mcap") == found
+
+
 def test_an_empty_part_costs_itself_only(recorded: Path, tools: Any) -> None:
     (recorded / "part-001.mcap").write_bytes(b"")
     with Recording(recorded) as recording:
