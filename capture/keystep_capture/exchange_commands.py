@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from keystep_capture.errors import ConfigError
+from keystep_capture.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from keystep_capture.recording import Recording
     from keystep_capture.recording.importing import Importer, ImportPlan
 
 
@@ -85,13 +86,26 @@ def export(
     """Export a recording's video as MP4 with a JSON of its times, or all numbers as CSV."""
     from keystep_capture.recording import Recording
     from keystep_capture.recording.export import export_csv, export_mp4
+    from keystep_capture.recording.source import DamagedError
 
     if (mp4 is None) == (csv is None):
         raise ConfigError("expected either --mp4 FILE or --csv FOLDER")
     with Recording(path) as recording:
-        if mp4 is not None:
-            count = export_mp4(recording, mp4, stream=stream, epoch=epoch)
-            typer.echo(f"{mp4}: {count} pictures, not encoded again")
-        elif csv is not None:
-            for name, rows in export_csv(recording, csv).items():
-                typer.echo(f"{csv / name}: {rows} rows")
+        tell_damage(recording)
+        try:
+            if mp4 is not None:
+                count = export_mp4(recording, mp4, stream=stream, epoch=epoch)
+                typer.echo(f"{mp4}: {count} pictures, not encoded again")
+            elif csv is not None:
+                for name, rows in export_csv(recording, csv).items():
+                    typer.echo(f"{csv / name}: {rows} rows")
+        except DamagedError as error:
+            raise DataError(
+                f"{error}; `keystep recording repair` copies what is readable"
+            ) from None
+
+
+def tell_damage(recording: Recording) -> None:
+    """Say on stderr what is known to be missing of a recording that is used all the same."""
+    for damage in recording.damage:
+        typer.echo(f"damaged: {damage}", err=True)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from keystep_capture.errors import ConfigError
-from keystep_capture.exchange_commands import export, import_source
+from keystep_capture.errors import ConfigError, DataError
+from keystep_capture.exchange_commands import export, import_source, tell_damage
 
 if TYPE_CHECKING:
     from keystep_capture.recording import Recording
@@ -170,10 +170,14 @@ def repair(
     from keystep_capture.recording.repair import default_target
     from keystep_capture.recording.repair import repair as repair_recording
 
-    for one in repair_recording(path, out or default_target(path)):
+    target = out or default_target(path)
+    done = repair_recording(path, target)
+    for one in done:
         for damage in one.damage:
             typer.echo(f"left out: {damage}")
         typer.echo(f"{one.source} -> {one.target}: {one.message_count} messages")
+    if not any(one.message_count for one in done) and any(one.damage for one in done):
+        raise DataError(f"{path}: no message in it can be read; {target} holds none")
 
 
 def replay(
@@ -219,6 +223,7 @@ def replay(
         close=not keep_open,
     )
     with Recording(path) as recording:
+        tell_damage(recording)
         report = asyncio.run(play(recording, options))
     sent = ", ".join(f"{name} {count}" for name, count in report.sent.items())
     typer.echo(

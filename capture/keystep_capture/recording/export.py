@@ -12,10 +12,10 @@ import io
 import itertools
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import av
 import av.error
@@ -158,19 +158,18 @@ def export_csv(recording: Recording, folder: Path) -> dict[str, int]:
         raise ConfigError(f"{folder} exists already; expected the name of a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     counts: dict[str, int] = {}
-    files: dict[str, tuple[TextIO, Any]] = {}
-    try:
+    with ExitStack() as removed_on_error, ExitStack() as closed:
+        writers: dict[str, Any] = {}
         for name, heading, row in _rows(recording):
-            if name not in files:
-                file = (folder / f"{name}.csv").open("w", encoding="utf-8", newline="")
-                files[name] = file, csv.writer(file)
-                files[name][1].writerow(heading)
+            if name not in writers:
+                path = folder / f"{name}.csv"
+                removed_on_error.enter_context(_removed_on_error(path))
+                file = closed.enter_context(path.open("w", encoding="utf-8", newline=""))
+                writers[name] = csv.writer(file)
+                writers[name].writerow(heading)
                 counts[f"{name}.csv"] = 0
-            files[name][1].writerow(row)
+            writers[name].writerow(row)
             counts[f"{name}.csv"] += 1
-    finally:
-        for opened, _ in files.values():
-            opened.close()
     return counts
 
 

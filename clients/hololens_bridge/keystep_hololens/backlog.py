@@ -73,10 +73,9 @@ class Backlog:
         while True:
             await asyncio.sleep(TELL_EVERY_S)
             if self._spool is not None:
-                self.tell_once()
+                self._tell_once()
 
-    def tell_once(self) -> None:
-        """As `tell`, now."""
+    def _tell_once(self) -> None:
         behind = self._sender.behind()
         was_behind, self._is_behind = self._is_behind, behind.duration_ns > BEHIND_S * 1e9
         if self._is_behind:
@@ -106,7 +105,6 @@ class Backlog:
                 if not goes_on or is_hurried():
                     log.warning("ending; not all was handed over", reason=str(error))
                     return
-            self.tell_once()
 
     def left(self) -> str | None:
         """What stays in the spool for the next start, in words; None: nothing."""

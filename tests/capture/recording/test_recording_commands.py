@@ -60,6 +60,31 @@ def test_repair_writes_beside_the_original(recorded: Path, tools: Any) -> None:
     assert (again.returncode, len(again.stderr.splitlines())) == (2, 1)
 
 
+def test_a_repair_that_finds_nothing_is_a_failure(recorded: Path) -> None:
+    part = recorded / "part-000.mcap"
+    part.write_bytes(part.read_bytes()[:600])  # its beginning, no chunk
+    told = keystep("repair", part)
+    assert told.returncode == 1
+    assert "no message in it can be read" in told.stderr
+
+
+def test_an_export_says_what_is_missing(recorded: Path, tmp_path: Path) -> None:
+    part = recorded / "part-000.mcap"
+    data = part.read_bytes()
+    part.write_bytes(data[:-50])
+    cut = keystep("export", part, "--csv", tmp_path / "cut")
+    assert cut.returncode == 0, cut.stderr
+    assert "damaged: " in cut.stderr
+    assert "index is missing or damaged" in cut.stderr
+    with Recording(part) as recording:
+        chunk = recording.parts[0].chunk_offset(1)
+    part.write_bytes(data[: chunk + 5000] + b"\0" * 20 + data[chunk + 5020 :])
+    spoiled = keystep("export", part, "--csv", tmp_path / "spoiled")
+    assert spoiled.returncode == 1
+    assert "`keystep recording repair` copies what is readable" in spoiled.stderr
+    assert list((tmp_path / "spoiled").iterdir()) == []  # no half of a file
+
+
 def test_what_is_no_recording_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "x.mcap").write_bytes(b"RIFF1234")
     for command in ("info", "health", "repair"):
