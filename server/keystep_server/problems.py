@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -76,8 +78,17 @@ def install_problem_handlers(app: FastAPI) -> None:
 async def _keystep_error(request: Request, error: Exception) -> ProblemResponse:
     for kind, status in STATUS_OF:
         if isinstance(error, kind):
-            return problem(status, str(error))
+            return problem(status, _without_folder(str(error), request))
     return await _unexpected(request, error)
+
+
+def _without_folder(detail: str, request: Request) -> str:
+    """A detail without the path of the data directory: it is no client's business."""
+    folder: Path = request.app.state.deps.config.data_dir
+    for prefix in (str(folder.resolve()), str(folder)):
+        if len(prefix) > 1:  # neither the present folder nor the root
+            detail = detail.replace(prefix + os.sep, "")
+    return detail
 
 
 async def _invalid_request(_request: Request, error: Exception) -> ProblemResponse:

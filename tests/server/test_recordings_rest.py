@@ -280,6 +280,7 @@ async def test_a_recording_that_is_damaged_or_foreign_is_a_problem(live: Any, co
         for path in ("", "/health", "/thumbnail", "/video"):
             answer = await live.rest.get(f"{API}/recordings/{session}{path}")
             assert answer.status_code in (200, 404, 422), (len(content), path, answer.text)
+            assert str(data_dir) not in answer.text
             if answer.status_code != 200:
                 assert answer.headers["content-type"] == PROBLEM
         assert (await live.rest.get(f"{API}/recordings")).status_code == 200
