@@ -19,6 +19,8 @@ from keystep_server.features import APPEARANCE, read_ticks
 
 NAME = cart.NAME
 
+pytestmark = pytest.mark.timeout(300)  # several sessions of real pictures
+
 
 async def play(live: Any, packets: list[cart.Packet], **options: Any) -> Any:
     """Stream packets as a lossless replay."""

@@ -11,6 +11,8 @@ import guided_session as cart
 
 API = "/api/v1"
 
+pytestmark = pytest.mark.timeout(300)  # several sessions of real pictures
+
 
 @pytest.fixture(scope="module")
 def packets(learned: cart.Learned) -> list[cart.Packet]:
