@@ -42,10 +42,11 @@ class ArrayState(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", ta
 
 
 class FrameState(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="frame"):
-    """The leading value of a tick; `small`: its picture for the motion cue."""
+    """The leading value of a tick; `small`: its picture for the motion cue, `seen`: detections."""
 
     embedding: ArrayState | None = None
     small: ArrayState | None = None
+    seen: ArrayState | None = None
 
 
 ValueState: TypeAlias = ArrayState | FrameState | None

@@ -30,18 +30,19 @@ from keystep_capture.errors import (
     NotFoundError,
     StateError,
 )
-from keystep_models.onnx_model import OnnxModel
-from keystep_server.inference_worker import Limits, ModelStats, Worker
+from keystep_server.inference_worker import BatchModel, Limits, ModelStats, Worker
 
 STATE_VERSION = 1
 """Version of the envelope that `export_state` writes; another one is refused."""
 
 HASH_DIGITS = 12
 
+__all__ = ["BatchModel", "InferenceEngine", "LocalEngine", "model_key"]
+
 _log = structlog.get_logger(__name__)
 
 
-def model_key(model: OnnxModel) -> str:
+def model_key(model: BatchModel) -> str:
     """Return the name an engine knows the model by: `name@` and 12 digits of its hash."""
     return f"{model.manifest.name}@{model.sha256[:HASH_DIGITS]}"
 
@@ -87,7 +88,7 @@ class LocalEngine:
 
     def __init__(
         self,
-        models: Mapping[str, OnnxModel] | None = None,
+        models: Mapping[str, BatchModel] | None = None,
         *,
         max_batch: int = 16,
         max_calls: int = 1,
@@ -158,7 +159,7 @@ class LocalEngine:
     ) -> None:
         self.close()
 
-    def add_model(self, model: OnnxModel) -> str:
+    def add_model(self, model: BatchModel) -> str:
         """Take a model in while sessions run; one that is there already stays as it is.
 
         Returns:
@@ -275,7 +276,7 @@ class LocalEngine:
         return worker
 
 
-def _check_batchable(model: OnnxModel) -> None:
+def _check_batchable(model: BatchModel) -> None:
     """Raise a ModelError unless rows go in and as many rows come out."""
     inputs, outputs = model.manifest.inputs, model.manifest.outputs
     tensors = (*inputs, *outputs)

@@ -7,16 +7,38 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, Self
 
 import numpy as np
 import structlog
 from numpy.typing import NDArray
 
 from keystep_capture.errors import KeystepError, ModelError, ShapeError, StateError
-from keystep_models.onnx_model import OnnxModel, check_array
+from keystep_models.onnx_model import ModelManifest, check_array
 
 _log = structlog.get_logger(__name__)
+
+
+class BatchModel(Protocol):
+    """What the engine runs: an `OnnxModel`, or what behaves like one with one input and output."""
+
+    @property
+    def manifest(self) -> ModelManifest:
+        """What goes in and out."""
+        ...
+
+    @property
+    def sha256(self) -> str:
+        """What tells it from others of its name, hex."""
+        ...
+
+    def beside(self) -> Self:
+        """The same, its weights shared, for another thread."""
+        ...
+
+    def run(self, batch: NDArray[Any], /) -> NDArray[Any]:
+        """Run rows; used by one thread at a time."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +106,7 @@ class Worker:
     def __init__(
         self,
         key: str,
-        model: OnnxModel,
+        model: BatchModel,
         limits: Limits,
         clock: Callable[[], int],
         on_batch: Callable[[str, int], None],
@@ -213,7 +235,7 @@ class Worker:
                 failed=self._failed,
             )
 
-    def _serve(self, model: OnnxModel) -> None:
+    def _serve(self, model: BatchModel) -> None:
         buffer = self._new_buffer()
         served: set[str] = set()
         while batch := self._next_batch(served):
@@ -289,7 +311,7 @@ class Worker:
             self._changed.notify()  # there is more for another thread
         return batch
 
-    def _answer(self, model: OnnxModel, batch: list[Request], buffer: NDArray[Any]) -> None:
+    def _answer(self, model: BatchModel, batch: list[Request], buffer: NDArray[Any]) -> None:
         """Run a batch and answer its futures; after a failure, each request by itself.
 
         So a request whose values the model cannot take fails alone.
@@ -312,7 +334,7 @@ class Worker:
             request.future.set_result(output[start:stop])
             start = stop
 
-    def _run(self, model: OnnxModel, batch: list[Request], buffer: NDArray[Any]) -> NDArray[Any]:
+    def _run(self, model: BatchModel, batch: list[Request], buffer: NDArray[Any]) -> NDArray[Any]:
         rows = batch[0].rows if len(batch) == 1 else _gather(batch, buffer)
         start_ns = self._clock()
         output = model.run(rows)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from keystep_models.detector.detecting_recogniser import DetectingRecogniser
 from keystep_models.psr.methods import KEY_STEPS, choose_live_method, live_method_name
 from keystep_models.psr.procedure import Procedure
 from keystep_models.psr.procedure_document import of_procedure, read_document, to_procedure
 from keystep_models.psr.recogniser import Follower
 from keystep_server.bundle_shelf import BundleShelf
+from keystep_server.detector_shelf import DetectorShelf, SessionDetector
 from keystep_server.procedure_shelf import ProcedureShelf, replace_document
 
 PINNED_FILE = "procedure.json"
@@ -23,10 +25,12 @@ class Chosen:
     Attributes:
         logic: At the start of the session.
         rate_hz: Ticks a second that it needs; None where it does not matter.
+        detector: That looks at its frames; None where there is none.
     """
 
     logic: Follower
-    rate_hz: float | None
+    rate_hz: float | None = None
+    detector: SessionDetector | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +39,7 @@ class MethodChooser:
 
     procedures: ProcedureShelf
     bundles: BundleShelf
+    detectors: DetectorShelf
     default: str
 
     def check_procedure(self, name: str) -> None:
@@ -46,13 +51,16 @@ class MethodChooser:
 
         Raises:
             ConfigError: It cannot be that one.
-            NotFoundError: There is no such procedure, or its bundle is not there.
+            NotFoundError: There is no such procedure, or its bundle or detector is not there.
             DataError: Its file or its bundle is damaged.
+            ModelError: Its detector is.
         """
         procedure = self.procedures.get(name)
         method = live_method_name(asked, procedure, default=self.default)
         if method == KEY_STEPS:
             self.bundles.check(procedure)
+        elif procedure.detector is not None:
+            self.detectors.check(procedure)
         return method
 
     def begin(self, name: str, method: str | None, folder: Path) -> Chosen:
@@ -61,19 +69,24 @@ class MethodChooser:
         Args:
             name: Of its procedure.
             method: As `choose` gave it.
-            folder: The session's: one with a bundle is guided by the same even after another was
-                published under its procedure's name.
+            folder: The session's: one with a bundle or detector is guided by the same even after
+                another was published under its procedure's name.
 
         Raises:
             ConfigError: The method cannot be had.
-            NotFoundError: There is no such procedure, or its bundle is not there.
+            NotFoundError: There is no such procedure, or its bundle or detector is not there.
             DataError: Its file or its bundle is damaged.
-            ModelError: The bundle's encoders cannot be used.
+            ModelError: The bundle's encoders or the detector cannot be used.
             StateError: As many sessions as can be are guided by the bundle.
         """
         procedure = self._pinned(name, folder)
         if procedure.bundle is None:
-            return Chosen(logic=choose_live_method(method, procedure)[1], rate_hz=None)
+            inner = choose_live_method(method, procedure)[1]
+            if procedure.detector is None:
+                return Chosen(logic=inner)
+            return Chosen(
+                logic=DetectingRecogniser(inner), detector=self.detectors.follow(procedure)
+            )
         logic = self.bundles.follow(procedure)
         return Chosen(logic=logic, rate_hz=logic.rate_hz)
 
@@ -82,6 +95,6 @@ class MethodChooser:
         if path.is_file():
             return to_procedure(read_document(path))
         procedure = self.procedures.get(name)
-        if procedure.bundle is not None:
+        if procedure.bundle is not None or procedure.detector is not None:
             replace_document(of_procedure(procedure), path)
         return procedure

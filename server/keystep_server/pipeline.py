@@ -13,13 +13,14 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import av.error
 import numpy as np
 import numpy.typing as npt
+from av.video.frame import VideoFrame
 
 from keystep_capture.align import Tick
 from keystep_capture.clock import Clock
@@ -36,10 +37,12 @@ from keystep_capture.video import GapFilter, PacketDecoder, is_keyframe
 from keystep_capture.wire import PacketHeader
 from keystep_models.cues.appearance_cue import CROP, AppearancePreprocessing
 from keystep_models.cues.motion_cue import MotionPreprocessing
+from keystep_models.detector.detecting_recogniser import DETECTIONS
 from keystep_models.psr.logic import Detection
 from keystep_models.psr.recogniser import CueTick, Follower, Recogniser, TickRecogniser
 from keystep_server.batches import FeatureTiming, Item, Outcome, Sighting
 from keystep_server.checkpoint import FollowingState, PipelineState
+from keystep_server.detector_shelf import SessionDetector
 from keystep_server.features import TickStore
 from keystep_server.inference import InferenceEngine
 from keystep_server.pipeline_mark import PipelineMark
@@ -84,6 +87,7 @@ class SessionPipeline:
         rate_hz: float,
         logic: Follower | None,
         recorder: SessionRecorder,
+        detector: SessionDetector | None = None,
         clock: Clock = time.monotonic_ns,
         on_feature: Callable[[], None] = lambda: None,
     ) -> None:
@@ -99,6 +103,7 @@ class SessionPipeline:
             logic: Step recognition, from detections, ticks or both; None where there is no
                 procedure. What is driven by ticks is closed with this.
             recorder: Where packets and ticks are recorded; closed with this.
+            detector: That looks at the frames of ticks; what it sees drives `logic`.
             clock: Monotonic clock, ns.
             on_feature: Told, in the engine's thread, when a frame's features are there or will
                 never be: a tick may be written now.
@@ -108,6 +113,7 @@ class SessionPipeline:
         self._folder = folder
         self._engine = engine
         self._model = appearance_model
+        self._detector = detector
         self._lossless = lossless
         self._rate_hz = rate_hz
         self._clock = clock
@@ -167,8 +173,8 @@ class SessionPipeline:
         first = aligner.first_waiting
         if first is None or header.device_time_ns < first.device_time_ns:
             return True
-        future = first.value.future if isinstance(first.value, Frame) else None
-        return future is not None and not future.done()  # then `on_feature` is told
+        # Where it is not done, `on_feature` is told.
+        return isinstance(first.value, Frame) and not first.value.is_done
 
     def is_light(self, headers: Iterable[PacketHeader]) -> bool:
         """Whether working packets off takes no longer than handing them to another thread."""
@@ -381,6 +387,8 @@ class SessionPipeline:
             if self._following is not None and self._following.wants_motion:
                 leads.small = self._small.from_video_frame(frame)
             leads.future = self._submit(row, leads)
+            if self._detector is not None:
+                leads.seen = self._look_for_states(self._detector, frame)
         self._align(header, leads)
 
     def _take_detections(self, item: Item, outcome: Outcome) -> None:
@@ -464,6 +472,9 @@ class SessionPipeline:
             self._looked_at += 1
             if each.cues is None:
                 continue
+            if self._detector is not None and each.frame is not None:
+                row = each.frame.detections
+                each.cues = replace(each.cues, rows={**each.cues.rows, DETECTIONS: row})
             report = following.look(each.cues, embedding, paused=self.paused)
             if report is not None:
                 received_ns = each.frame.received_ns if each.frame is not None else self._clock()
@@ -478,7 +489,7 @@ class SessionPipeline:
             device_time_ns=time_ns,
             epoch=epoch,
             received_ns=received_ns or self._clock(),
-            branch=Branch.KEY_STEP_FILTER,
+            branch=Branch.KEY_STEP_FILTER if self._following is None else self._following.branch,
         )
 
     def _store_done(self, *, wait: bool) -> None:
@@ -523,14 +534,24 @@ class SessionPipeline:
     # -- models and files ------------------------------------------------------------------------
 
     def _submit(self, row: npt.NDArray[np.uint8], frame: Frame) -> Future[npt.NDArray[Any]]:
+        future = self._run(self._model, row)
+        future.add_done_callback(lambda _: self._note_done(frame))
+        return future
+
+    def _run(self, model: str, row: npt.NDArray[Any]) -> Future[npt.NDArray[Any]]:
         if self._lossless:
             self._await_room()
-        future = self._engine.submit(
-            self._model, self._session_id, row, newest_wins=not self._lossless
-        )
-        future.add_done_callback(lambda _: self._note_done(frame))
+        future = self._engine.submit(model, self._session_id, row, newest_wins=not self._lossless)
         self._in_engine.append(future)
         return future
+
+    def _look_for_states(
+        self, detector: SessionDetector, picture: VideoFrame
+    ) -> Future[npt.NDArray[np.float32]]:
+        """Run the detector on a frame; its row of detections comes when the engine has answered."""
+        rows, placement = detector.prepare(picture)
+        answer = self._run(detector.key, rows)
+        return detector.row_of(answer, placement, self._on_feature)
 
     def _note_done(self, frame: Frame) -> None:
         frame.done_ns = self._clock()

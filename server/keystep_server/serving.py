@@ -26,6 +26,7 @@ from keystep_server.app import AppDeps, Check, create_app
 from keystep_server.bundle_shelf import BundleShelf
 from keystep_server.config import ServerConfig
 from keystep_server.credentials import Access, TokenBook, refuse_unguarded_rest, server_keys
+from keystep_server.detector_shelf import DetectorShelf
 from keystep_server.events import EventLog
 from keystep_server.feed import Feed
 from keystep_server.inference import LocalEngine, model_key
@@ -113,6 +114,7 @@ async def running_server(
                 appearance_sha256=model.sha256,
                 slot_count=config.encoder_slots,
             ),
+            detectors=DetectorShelf(config.data_dir.resolve() / "detectors", engine.add_model),
             default=config.default_method,
         )
         events = EventLog(store)

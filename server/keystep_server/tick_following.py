@@ -18,15 +18,17 @@ import structlog
 from keystep_capture.align import Tick
 from keystep_capture.errors import DataError, KeystepError
 from keystep_models.cues.tick_cues import CUE_SIZES, TickCues, TickInput
+from keystep_models.detector.detecting_recogniser import DETECTIONS, DETECTIONS_SIZE
 from keystep_models.psr.recogniser import CueTick, FrameReport, TickRecogniser
 from keystep_server.checkpoint import FollowingState
 from keystep_server.cue_rows import CueRows
 from keystep_server.features import APPEARANCE, read_ticks
+from keystep_server.storage import Branch
 
 FILE = "cues.rows"
 LIVE_CUES = frozenset({"appearance", "motion", "gaze", "head", "left_hand", "right_hand"})
 """The cues that a live session's ticks have."""
-_OF_PICTURES = frozenset({"appearance", "motion"})
+_OF_PICTURES = frozenset({"appearance", "motion", DETECTIONS})
 _MAX_TROUBLES = 3  # told in the log; all are counted
 
 log = structlog.get_logger(__name__)
@@ -46,6 +48,8 @@ class TickFollowing:
         self.recogniser = recogniser
         self._cues = TickCues(recogniser.cues, rate_hz)
         sizes = {cue: CUE_SIZES[cue] for cue in self._cues.cues}
+        if DETECTIONS in recogniser.cues:
+            sizes[DETECTIONS] = DETECTIONS_SIZE
         self._folder = folder
         self._rows = CueRows(folder / FILE, sizes)
         self.failed_count = 0
@@ -65,8 +69,15 @@ class TickFollowing:
         """Whether ticks are worth nothing without pictures."""
         return not _OF_PICTURES.isdisjoint(self.recogniser.cues)
 
+    @property
+    def branch(self) -> Branch:
+        """Which part of the models looks."""
+        if DETECTIONS in self.recogniser.cues:
+            return Branch.ASSEMBLY_STATE
+        return Branch.KEY_STEP_FILTER
+
     def describe(self, tick: Tick, epoch: int, small: npt.NDArray[np.uint8] | None) -> CueTick:
-        """Make a tick's cues, all but appearance; ticks come in order."""
+        """Make a tick's cues, all but appearance and detections; ticks come in order."""
         place, rows = self._cues.take(
             TickInput(
                 epoch=epoch,

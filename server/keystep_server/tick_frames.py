@@ -18,17 +18,33 @@ _IN_ROWS = frozenset({"gaze", "head"})
 
 @dataclass(slots=True)
 class Frame:
-    """The leading value of a tick; `small` is its picture for the motion cue, where that is one."""
+    """The leading value of a tick.
+
+    Attributes:
+        received_ns: When it came.
+        future: Its embedding on its way, where one is made.
+        done_ns: When that was there.
+        small: Its picture for the motion cue, where that is one.
+        seen: Its row of detections on its way, where the session has a detector.
+    """
 
     received_ns: int
     future: Future[npt.NDArray[Any]] | None = None
     done_ns: int = 0
     small: npt.NDArray[np.uint8] | None = None
+    seen: Future[npt.NDArray[np.float32]] | None = None
 
     @property
     def is_done(self) -> bool:
-        """Whether its embedding is there, or will never be."""
-        return self.future is None or self.future.done()
+        """Whether its embedding and its detections are there, or will never be."""
+        return all(each is None or each.done() for each in (self.future, self.seen))
+
+    @property
+    def detections(self) -> npt.NDArray[np.float32] | None:
+        """Its row of detections, waits for one on its way; None where there is none."""
+        if self.seen is None or self.seen.exception() is not None:
+            return None
+        return self.seen.result()
 
     @property
     def has_embedding(self) -> bool:
@@ -62,9 +78,12 @@ def encode_sample(stream: str, value: object, *, hands: bool) -> ValueState:
     """
     if isinstance(value, Frame):
         small = None if value.small is None else ArrayState.of(value.small)
-        if value.future is None or not value.has_embedding:
-            return FrameState(small=small)
-        return FrameState(embedding=ArrayState.of(value.future.result()), small=small)
+        embedding = None
+        if value.future is not None and value.has_embedding:
+            embedding = ArrayState.of(value.future.result())
+        row = value.detections
+        seen = None if row is None else ArrayState.of(row)
+        return FrameState(embedding=embedding, small=small, seen=seen)
     if value is None:
         return None
     kept = stream in _IN_ROWS or (hands and stream == "hands")
@@ -84,4 +103,7 @@ def decode_sample(state: ValueState) -> object:
     if state.embedding is not None:
         frame.future = Future()
         frame.future.set_result(state.embedding.array())
+    if state.seen is not None:
+        frame.seen = Future()
+        frame.seen.set_result(np.asarray(state.seen.array(), np.float32))
     return frame

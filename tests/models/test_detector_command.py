@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from fractions import Fraction
+from importlib.resources import files
 
 import av
 import numpy as np
@@ -18,6 +19,7 @@ from keystep_models.detector.detection_file import write_detections
 from keystep_models.detector.recorded_pictures import at_rate, open_pictures
 from keystep_models.psr.detections import DetectionLimits, read_detections
 from keystep_models.psr.procedure import builtin_procedure
+from keystep_models.psr.procedure_files import load_procedure
 
 _COUNT = 24
 
@@ -144,3 +146,26 @@ def test_the_command_writes_detections_and_states(video, finder, tmp_path):
     assert "12 pictures, 12 with detections" in done.output.replace("\n", " ")
     assert json.loads(states.read_text()) == ["10000000000"]
     assert len(read_detections(out)) == 12
+
+
+def test_a_procedure_is_written_with_its_detector(box_finder, tmp_path):
+    detector = box_finder((64, 64), states=["10000000000"])
+    info = files("keystep_models.psr") / "data" / "procedure_info_IndustReal.json"
+    steps = json.loads(info.read_text())
+    steps[0]["description"] = "Install something else"  # not IndustReal's: it has no states
+    (tmp_path / "info.json").write_text(json.dumps(steps))
+    app = typer.Typer()
+    register(app)
+    out = tmp_path / "p.json"
+    folder = next(tmp_path.glob("finder*"))
+    arguments = ["procedure", "convert", str(tmp_path / "info.json"), "--task", "assy"]
+    options = ["--out", str(out), "--detector", str(folder), "--name", "mine"]
+    done = CliRunner().invoke(app, [*arguments, *options])
+    assert done.exit_code == 0, done.output
+    procedure = load_procedure(str(out))
+    assert (procedure.name, procedure.detector) == ("mine", detector.id)
+    assert procedure.states == ((1,) + (0,) * 10,)
+    built_in = ["procedure", "convert", "industreal-main", *options]
+    done = CliRunner().invoke(app, built_in)
+    assert done.exit_code == 0, done.output
+    assert len(load_procedure(str(out)).states) == 24

@@ -36,8 +36,10 @@ from keystep_server.bundle_shelf import BundleShelf
 from keystep_server.commands import CommandOutcome
 from keystep_server.config import ServerConfig
 from keystep_server.credentials import TokenBook
+from keystep_server.detector_shelf import DetectorShelf
 from keystep_server.events import EventLog
 from keystep_server.feed import Feed
+from keystep_server.inference import LocalEngine
 from keystep_server.jobs.runner import JobRunner, JobSettings
 from keystep_server.key_steps import ModelIdentity
 from keystep_server.method_choice import MethodChooser
@@ -108,6 +110,7 @@ class Rig:
             bundles=BundleShelf(
                 self.config.data_dir / "bundles", appearance_sha256="0" * 64, slot_count=2
             ),
+            detectors=DetectorShelf(self.config.data_dir / "detectors", LocalEngine().add_model),
             default="auto",
         )
         self.publisher = ProcedurePublisher(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,7 @@ from keystep_models.commands.psr_options import (
 )
 
 if TYPE_CHECKING:
+    from keystep_models.psr.procedure import Procedure
     from keystep_models.psr.procedure_document import ProcedureDocument
 
 
@@ -71,12 +73,33 @@ def convert(
     task: Annotated[str | None, typer.Option(help="Which task: assy, main, ...")] = None,
     states: StatesOption = None,
     initial_state: InitialStateOption = None,
+    detector: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the detector that live sessions run (docs/detector.md)."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The procedure's; else from the file's.")] = None,
 ) -> None:
-    """Write a published procedure as Keystep's own document, to be edited and checked."""
+    """Write a procedure as Keystep's own document, to be edited and checked."""
     from keystep_models.psr.procedure_document import of_procedure, write_document
     from keystep_models.psr.text_files import plain
 
     choice = choose_procedure(file, task, states, initial_state)
     procedure = choice.of_recording("")
+    if detector is not None:
+        procedure = _with_detector(procedure, detector)
+    if name is not None:
+        procedure = replace(procedure, name=name)
     write_document(of_procedure(procedure), out)
     typer.echo(f"{out}: {plain(procedure.name)}, {len(procedure.steps)} steps")
+
+
+def _with_detector(procedure: Procedure, folder: Path) -> Procedure:
+    """A procedure that pins a detector; it takes its classes where it has none of its own."""
+    from keystep_models.detector.classes import ClassMap, adopt_classes
+    from keystep_models.detector.detector import Detector
+
+    loaded = Detector.load(folder)
+    if not procedure.states:
+        procedure = adopt_classes(loaded.spec, procedure)
+    ClassMap.of(loaded.spec, procedure)
+    return replace(procedure, detector=loaded.id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -10,7 +11,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from keystep_capture.errors import ShapeError
+from keystep_capture.errors import ModelError, ShapeError
 from keystep_models.detector.candidates import read_candidates
 from keystep_models.detector.layouts import choose_reading
 from keystep_models.detector.letterbox import Placement, Scaler, place
@@ -30,13 +31,14 @@ class Detector:
     tables, so give each thread, and best each stream, its own (`beside`).
     """
 
-    def __init__(self, model: OnnxModel) -> None:
-        """Take a loaded model.
+    def __init__(self, model: OnnxModel, detector_id: str = "") -> None:
+        """Take a loaded model; `load` is the way in, which gives it its id.
 
         Raises:
             ModelError: Its manifest is no detector's, or its outputs are of no known layout.
         """
         self.model = model
+        self.id = detector_id
         self.spec = DetectorSpec.of(model.manifest)
         self.reading = choose_reading(self.spec, model.manifest)
         self._scaler = Scaler(self.spec.scaling)
@@ -60,11 +62,11 @@ class Detector:
         path = Path(path)
         manifest = path / MANIFEST if path.is_dir() else path
         model = OnnxModel.load(manifest, providers=providers, intra_op_threads=intra_op_threads)
-        return cls(model)
+        return cls(model, manifest_id(manifest))
 
     def beside(self) -> Detector:
         """The same detector, its weights shared, for another thread."""
-        return Detector(self.model.beside())
+        return Detector(self.model.beside(), self.id)
 
     def detect(self, frame: av.VideoFrame) -> list[Detection]:
         """The assembly states in a frame, surest first.
@@ -123,17 +125,22 @@ class Detector:
             outputs: By name, a batch of 1.
             placement: What `prepare` said of the frame.
         """
+        return self.to_detections(self.find(outputs), placement)
+
+    def find(self, outputs: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
+        """What a model's outputs for one frame hold, surest first, without overlapping boxes.
+
+        Args:
+            outputs: By name, a batch of 1.
+
+        Returns:
+            Corners in pixels of the input, score, class; shape (N, 6), at most `max_detections`.
+        """
         spec = self.spec
         found = read_candidates(self.reading, spec, outputs)
-        boxes = found.boxes
+        boxes, scores, class_ids = found.boxes, found.scores, found.class_ids
         if self.reading.relative_boxes:
             boxes = boxes * np.array([spec.width, spec.height] * 2, np.float64)
-        boxes = placement.to_picture(boxes)
-        limits = np.array(placement.picture_size * 2, np.float64)
-        boxes = np.clip(boxes, 0.0, limits)
-        has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-        boxes, scores = boxes[has_area], found.scores[has_area]
-        class_ids = found.class_ids[has_area]
         if self.reading.iou is None:
             kept = surest_first(scores, spec.max_detections)
         else:
@@ -145,7 +152,17 @@ class Detector:
                 max_count=spec.max_detections,
                 across_classes=spec.across_classes,
             )
-        made = (_detection(class_ids[i], scores[i], boxes[i]) for i in kept)
+        return np.column_stack([boxes[kept], scores[kept], class_ids[kept]])
+
+    def to_detections(self, found: NDArray[np.floating], placement: Placement) -> list[Detection]:
+        """Rows of `find` as detections in a frame; as `detect`."""
+        rows = found.astype(np.float64)
+        limits = np.array(placement.picture_size * 2, np.float64)
+        boxes = np.clip(placement.to_picture(rows[:, :4]), 0.0, limits)
+        has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        made = (
+            _detection(row, box) for row, box in zip(rows[has_area], boxes[has_area], strict=True)
+        )
         return list(dict.fromkeys(made))  # the very same box twice is one
 
     def _write(self, pixels: NDArray[np.uint8], out: NDArray[Any], channel: int) -> None:
@@ -164,7 +181,19 @@ class Detector:
         return (pixel - self.spec.mean[channel]) / self.spec.scale[channel]
 
 
-def _detection(class_id: np.int64, score: np.float64, corners: NDArray[np.float64]) -> Detection:
+def manifest_id(path: Path) -> str:
+    """A detector's id: the hash of its manifest, which holds the model's; 64 hex digits.
+
+    Raises:
+        ModelError: There is no such file.
+    """
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ModelError(f"cannot read the manifest {path}: {error}") from error
+
+
+def _detection(row: NDArray[np.float64], corners: NDArray[np.float64]) -> Detection:
     x1, y1, x2, y2 = corners.tolist()
     box = ((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1)
-    return Detection(int(class_id), float(score), box)
+    return Detection(int(row[5]), min(float(row[4]), 1.0), box)

@@ -68,7 +68,8 @@ class Procedure:
 
     `states[class_id]` is the component vector of a detector class, or None where the class has
     none (background, error state). `task` names the variant ("assy", "main"). `bundle` is
-    the id of the bundle that recognises the steps from embeddings, where there is one.
+    the id of the bundle that recognises the steps from embeddings, `detector` that of the detector
+    that sees the states, where there is one.
     Raises DataError when the parts contradict each other.
     """
 
@@ -79,6 +80,7 @@ class Procedure:
     initial_state: ComponentState
     states: tuple[ComponentState | None, ...] = ()
     bundle: str | None = None
+    detector: str | None = None
     _step_by_change: Mapping[tuple[int, StepKind], ProcedureStep] = field(
         init=False, repr=False, compare=False
     )
@@ -113,7 +115,7 @@ class Procedure:
     def __reduce__(self) -> tuple[Callable[..., Procedure], tuple[Any, ...]]:
         """Pickle and copy by the public fields; the look-up tables are rebuilt."""
         values = (self.name, self.task, self.steps, self.component_count)
-        return _rebuild, (*values, self.initial_state, self.states, self.bundle)
+        return _rebuild, (*values, self.initial_state, self.states, self.bundle, self.detector)
 
     def check_state(self, state: Sequence[int], what: str = "state") -> None:
         """Raise DataError, naming `what`, unless `state` is one of this procedure's vectors."""
@@ -212,6 +214,7 @@ def _rebuild(
     initial_state: ComponentState,
     states: tuple[ComponentState | None, ...],
     bundle: str | None,
+    detector: str | None,
 ) -> Procedure:
     return Procedure(
         name=name,
@@ -221,6 +224,7 @@ def _rebuild(
         initial_state=initial_state,
         states=states,
         bundle=bundle,
+        detector=detector,
     )
 
 

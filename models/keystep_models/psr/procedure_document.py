@@ -63,7 +63,8 @@ class StepEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 class ProcedureDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A procedure as a file holds it; its parts may contradict each other (`find_problems`).
 
-    `bundle` is the id of the bundle that recognises the steps (docs/guidance.md).
+    `bundle` is the id of the bundle that recognises the steps (docs/guidance.md), `detector` that
+    of the detector that sees the states (docs/detector.md).
     """
 
     keystep_procedure: int
@@ -74,6 +75,7 @@ class ProcedureDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     steps: list[StepEntry]
     detector_states: list[list[int] | None] = []
     bundle: str | msgspec.UnsetType = msgspec.UNSET
+    detector: str | msgspec.UnsetType = msgspec.UNSET
 
 
 def read_document(path: str | Path) -> ProcedureDocument:
@@ -141,6 +143,7 @@ def to_procedure(document: ProcedureDocument) -> Procedure:
         initial_state=tuple(document.initial_state),
         states=tuple(None if s is None else tuple(s) for s in document.detector_states),
         bundle=document.bundle or None,
+        detector=document.detector or None,
     )
 
 
@@ -153,6 +156,7 @@ def of_procedure(procedure: Procedure) -> ProcedureDocument:
         initial_state=procedure.initial_state,
         states=procedure.states,
         bundle=procedure.bundle,
+        detector=procedure.detector,
     )
 
 
@@ -164,6 +168,7 @@ def of_steps(
     initial_state: ComponentState,
     states: Sequence[ComponentState | None] = (),
     bundle: str | None = None,
+    detector: str | None = None,
 ) -> ProcedureDocument:
     """A document of these parts, which may contradict each other (`find_problems`)."""
     names = _component_names(steps, len(initial_state))
@@ -190,6 +195,7 @@ def of_steps(
             for step in steps
         ],
         bundle=bundle or msgspec.UNSET,
+        detector=detector or msgspec.UNSET,
     )
 
 
@@ -227,6 +233,13 @@ def _structure_problems(document: ProcedureDocument) -> Iterator[str]:
     count = len(document.components)
     if document.bundle and not _BUNDLE.fullmatch(document.bundle):
         yield f"bundle: expected the 64 hex digits of a bundle's id, got {shown(document.bundle)}"
+    if document.detector and not _BUNDLE.fullmatch(document.detector):
+        yield (
+            f"detector: expected the 64 hex digits of a detector's id, got"
+            f" {shown(document.detector)}"
+        )
+    if document.detector and document.bundle:
+        yield "expected a bundle or a detector, got both: one of them recognises the steps"
     if not document.steps:
         yield "expected at least one step, got none"
     times = Counter(document.components)
