@@ -36,12 +36,16 @@ from keystep_models.training.detector_model import (
 )
 from keystep_models.training.onnx_graph import graph_of
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Counts changes of what is kept, so that an older run's features are not taken."""
 
 _BATCH: Final = 32
-_SHIFT: Final = 0.06  # of the box's longer side
-_STRETCH: Final = 0.15
+# How a crop's box errs: the first a little, as the box head does, the others so that heads see more
+# than the recording's views.
+_SHIFT: Final = (0.04, 0.12)  # of the box's longer side
+_STRETCH: Final = (0.10, 0.25)  # of its size, as a logarithm
+_ANGLE: Final = (0.0, 0.26)  # radians
+_GAIN: Final = (0.0, 0.25)  # of brightness, as a logarithm
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,16 +75,32 @@ class Looks:
         pictures = torch.zeros((2, 3, HEIGHT, WIDTH), dtype=torch.uint8)
         boxes = torch.tensor([[0.0, 0.0, 64.0, 64.0]] * 2)
         self._whole = _session(_WholeLook(trunk), {"pictures": pictures}, threads)
-        self._crop = _session(_CropLook(trunk), {"pictures": pictures, "boxes": boxes}, threads)
+        angles = torch.zeros(2)
+        inputs = {"pictures": pictures, "boxes": boxes, "angles": angles, "gains": angles + 1.0}
+        self._crop = _session(_CropLook(trunk), inputs, threads)
 
     def whole(self, pictures: NDArray[np.uint8]) -> NDArray[np.float16]:
         """Features of halved pictures (B, 3, 192, 320): (B, 112, 6, 10)."""
         [found] = self._whole.run(None, {"pictures": pictures})
         return np.asarray(found, np.float16)
 
-    def crops(self, pictures: NDArray[np.uint8], boxes: NDArray[np.float32]) -> NDArray[np.float16]:
-        """Features of one crop of each picture, around its box (B, 4): (B, 112, 10, 10)."""
-        [found] = self._crop.run(None, {"pictures": pictures, "boxes": boxes})
+    def crops(
+        self,
+        pictures: NDArray[np.uint8],
+        boxes: NDArray[np.float32],
+        angles: NDArray[np.float32],
+        gains: NDArray[np.float32],
+    ) -> NDArray[np.float16]:
+        """Features of one crop of each picture: (B, 112, 10, 10).
+
+        Args:
+            pictures: Uint8 (B, 3, 192, 320).
+            boxes: Around which, x1, y1, x2, y2 (B, 4).
+            angles: By which it is turned, radians (B,).
+            gains: By which its pixels are multiplied (B,).
+        """
+        inputs = {"pictures": pictures, "boxes": boxes, "angles": angles, "gains": gains}
+        [found] = self._crop.run(None, inputs)
         return np.asarray(found, np.float16)
 
 
@@ -99,8 +119,15 @@ class _CropLook(nn.Module):
         super().__init__()
         self.trunk = trunk
 
-    def forward(self, pictures: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = self.trunk(crop(pictures.to(torch.float32), boxes))
+    def forward(
+        self,
+        pictures: torch.Tensor,
+        boxes: torch.Tensor,
+        angles: torch.Tensor,
+        gains: torch.Tensor,
+    ) -> torch.Tensor:
+        pixels = crop(pictures.to(torch.float32), boxes, angles=angles)
+        found: torch.Tensor = self.trunk(torch.clamp(pixels * gains[:, None, None, None], 0, 255))
         return found
 
 
@@ -216,21 +243,28 @@ class _Gathering:
         there = np.isfinite(boxes).all(axis=1)
         self._whole.append(self._looks.whole(pixels))
         found = [
-            self._looks.crops(pixels[there], self._jittered(boxes[there]))
-            for _ in range(self._jitters if there.any() else 0)
+            self._looks.crops(pixels[there], *self._jittered(boxes[there], int(number > 0)))
+            for number in range(self._jitters if there.any() else 0)
         ]
         if found:
             self._crops.append(np.stack(found, axis=1))
 
-    def _jittered(self, boxes: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Boxes as a box head that errs a little would give them."""
+    def _jittered(
+        self, boxes: NDArray[np.float64], kind: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """Boxes that err, angles and gains; `kind` 0: a little, 1: much."""
         centre = 0.5 * (boxes[:, :2] + boxes[:, 2:])
         size = boxes[:, 2:] - boxes[:, :2]
         longer = size.max(axis=1, keepdims=True)
-        centre = centre + self._rng.uniform(-_SHIFT, _SHIFT, centre.shape) * longer
-        size = size * np.exp(self._rng.uniform(-_STRETCH, _STRETCH, longer.shape))
+        centre = centre + self._drawn(_SHIFT[kind], centre.shape) * longer
+        size = size * np.exp(self._drawn(_STRETCH[kind], longer.shape))
         moved = np.concatenate([centre - size / 2, centre + size / 2], axis=1)
-        return moved.astype(np.float32)
+        angles = self._drawn(_ANGLE[kind], len(boxes))
+        gains = np.exp(self._drawn(_GAIN[kind], len(boxes)))
+        return moved.astype(np.float32), angles.astype(np.float32), gains.astype(np.float32)
+
+    def _drawn(self, most: float, shape: int | tuple[int, ...]) -> NDArray[np.float64]:
+        return self._rng.uniform(-most, most, shape)
 
 
 def letterboxed(scaler: Scaler, picture: Any, placement: Placement) -> NDArray[np.uint8]:

@@ -127,13 +127,19 @@ def halve(pixels: torch.Tensor) -> torch.Tensor:
     return functional.avg_pool2d(pixels, 2)
 
 
-def crop(pixels: torch.Tensor, boxes: torch.Tensor, margin: float = CROP_MARGIN) -> torch.Tensor:
+def crop(
+    pixels: torch.Tensor,
+    boxes: torch.Tensor,
+    margin: float = CROP_MARGIN,
+    angles: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Cut squares around boxes out of pictures and scale them.
 
     Args:
         pixels: (B, 3, H, W).
         boxes: (B, 4).
         margin: The square's side over the box's longer one.
+        angles: By which each square is turned, radians (B,); upright where not given.
 
     Returns:
         (B, 3, 160, 160); grey where a square reaches beyond its picture.
@@ -142,11 +148,15 @@ def crop(pixels: torch.Tensor, boxes: torch.Tensor, margin: float = CROP_MARGIN)
     centre = 0.5 * (boxes[:, :2] + boxes[:, 2:])
     side = torch.clamp((boxes[:, 2:] - boxes[:, :2]).amax(dim=1), min=_MIN_SIDE) * margin
     steps = (torch.arange(CROP, dtype=pixels.dtype) + 0.5) / CROP - 0.5
-    x = centre[:, 0:1] + side[:, None] * steps
-    y = centre[:, 1:2] + side[:, None] * steps
-    grid_x = (x * (2.0 / width) - 1.0)[:, None, :].expand(-1, CROP, -1)
-    grid_y = (y * (2.0 / height) - 1.0)[:, :, None].expand(-1, -1, CROP)
-    grid = torch.stack([grid_x, grid_y], dim=-1)
+    offsets = side[:, None] * steps
+    across = offsets[:, None, :].expand(-1, CROP, -1)
+    down = offsets[:, :, None].expand(-1, -1, CROP)
+    if angles is not None:
+        cosine, sine = torch.cos(angles)[:, None, None], torch.sin(angles)[:, None, None]
+        across, down = across * cosine - down * sine, across * sine + down * cosine
+    x = (centre[:, 0, None, None] + across) * (2.0 / width) - 1.0
+    y = (centre[:, 1, None, None] + down) * (2.0 / height) - 1.0
+    grid = torch.stack([x, y], dim=-1)
     centred = functional.grid_sample(
         pixels - MEAN, grid, mode="bilinear", padding_mode="zeros", align_corners=False
     )

@@ -52,7 +52,7 @@ class DetectorSettings:
 
     Attributes:
         every: Every how many frames of a video one is looked at.
-        jitters: Crops of each of them.
+        jitters: Crops of each of them, all but the first moved, turned and brightened.
         epochs: Times that every frame is seen.
         batch_size: Frames of a step.
         learning_rate: Of Adam, falling to 0 along a half cosine.
@@ -61,7 +61,7 @@ class DetectorSettings:
     """
 
     every: int = 4
-    jitters: int = 2
+    jitters: int = 4
     epochs: int = 20
     batch_size: int = 64
     learning_rate: float = 1e-3
