@@ -28,6 +28,8 @@ _STAGES = {
 class Story(DemoRun):
     """Expert, extraction, review, publication, novice."""
 
+    _display = "silent"  # the best that the novice's headset has said of it
+
     async def _tell(self, stack: AsyncExitStack, server: DemoServer) -> None:
         expert = await self._record(stack, server)
         await self._extract(server, expert)
@@ -141,7 +143,7 @@ class Story(DemoRun):
             following.cancel()
         guidance = stats["guidance"]
         self._say(
-            f"   The headset's display: {stats['display']}; it has shown revision "
+            f"   The headset's display: {self._display}; it has received revision "
             f"{guidance['acknowledged_revision']} of {guidance['revision']} of the guidance."
         )
         return session, events
@@ -171,10 +173,10 @@ class Story(DemoRun):
         ]
         right = _count_right(truth, standing)
         self._say(
-            f"   {len(standing)} reports, {len(events) - len(standing)} of them taken back before;"
-            f" {right} within {TOLERANCE_S:g} s of the step's"
+            f"   {len(standing)} reports stand, {len(events) - len(standing)} were taken back; "
+            f"{right} lie within {TOLERANCE_S:g} s of their step's"
         )
-        self._say("   completion by the simulation's labels. What to expect: docs/guidance.md.")
+        self._say("   completion in the simulation's labels. What to expect: docs/guidance.md.")
         picture = self._settings.out / "story.png"
         sheet = server.data_dir / "sessions" / expert / "contact_sheet.jpg"
         reported = [(event["frame_idx"], event["step_id"]) for event in standing]
@@ -224,6 +226,9 @@ class Story(DemoRun):
                     word = "taken back" if event["retracted"] else f"{event['confidence']:.2f}"
                     time_s = event["frame_idx"] / _RATE_HZ
                     self._say(f"   {time_s:6.1f} s  {event['title']:<36}  {word}")
+                    stats = (await self._get(server, f"/sessions/{session}/stats"))["stats"]
+                    if self._display != "showing":  # once it has, that is what counts
+                        self._display = stats["display"] or "silent"
                     if event["id"] not in reported:
                         reported.add(event["id"])
                         events.append(event)
