@@ -53,6 +53,8 @@ from keystep_server.storage import Branch, StepEvent, StepEventKind, Store
 
 START = datetime(2026, 3, 2, 9, 15, tzinfo=UTC)
 TOY_BIKE = "toy-bike"
+PATIENT = httpx.Limits(keepalive_expiry=2.0)
+"""A client gives an idle connection up before uvicorn closes it, after 5 s, under its hands."""
 
 
 def step_event(number: int, **changes: Any) -> StepEvent:
@@ -355,7 +357,7 @@ async def live_server(
     config = ServerConfig(data_dir=data_dir, **{**ports, **settings})
     async with (
         running_server(config, **(options or {})) as server,
-        httpx.AsyncClient(base_url=server.rest_url, timeout=30) as rest,
+        httpx.AsyncClient(base_url=server.rest_url, timeout=30, limits=PATIENT) as rest,
     ):
         live = Live(server, rest, data_dir)
         try:
@@ -405,7 +407,7 @@ class ServerProcess:
         self._process.send_signal(number)
 
     async def get(self, path: str) -> Any:
-        async with httpx.AsyncClient(base_url=self.rest, timeout=60) as rest:
+        async with httpx.AsyncClient(base_url=self.rest, timeout=60, limits=PATIENT) as rest:
             answer = await rest.get(f"/api/v1{path}")
         assert answer.status_code == 200, answer.text
         return answer.json()
