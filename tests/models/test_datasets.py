@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +167,12 @@ def test_procels_matlab_file_becomes_labels(tmp_path: Path) -> None:
         (lambda f: scipy.io.savemat(f / "data.mat", {"grammar": 1}), "variable key_steps_time"),
         (
             lambda f: scipy.io.savemat(
+                f / "data.mat", {"grammar": np.zeros(5 << 20)}, do_compression=True
+            ),
+            "unpacks to more than",
+        ),
+        (
+            lambda f: scipy.io.savemat(
                 f / "data.mat", {"grammar": np.zeros((2, 1)), "key_steps_time": np.zeros((2, 1))}
             ),
             "a text for each key step",
@@ -315,10 +323,17 @@ def _pkl(folder: Path) -> Path:
         (lambda f: _pkl(f).write_bytes(pickle.dumps({"0003/00001.jpg": 0})), "FOLDER/VIDEO/FRAME"),
         (lambda f: _pkl(f).write_bytes(pickle.dumps({"a/0003/1.jpg": 90})), "row 90 of 90"),
         (lambda f: _pkl(f).write_bytes(pickle.dumps({"a/0003/2.jpg": 1})), "not numbered 1 to 1"),
+        (lambda f: _pkl(f).write_bytes(pickle.dumps({"a/\u00b2/1.jpg": 0})), "FOLDER/VIDEO/FRAME"),
+        (
+            lambda f: _pkl(f).write_bytes(pickle.dumps({f"a/{'9' * 5000}/1.jpg": 0})),
+            "FOLDER/VIDEO/FRAME",
+        ),
+        (lambda f: _pkl(f).write_bytes(pickle.dumps(np.float64(1))), "expected whole numbers"),
         (lambda f: _pkl(f).unlink(), "there is none"),
         (lambda f: _pkl(f).with_suffix(".dat").write_bytes(b"\x00" * 99), "90 x 9 float32"),
         (lambda f: _pkl(f).with_suffix(".dat").unlink(), "found 0"),
         (lambda f: (f / "annotations" / "0009.csv").write_text("0,1,1 a\n"), "no features"),
+        (lambda f: (f / "annotations" / "\u00b2.csv").write_text("0,1,1 a\n"), "no features"),
         (
             lambda f: (f / "features/raft_motion_features/raft_motion_features.npy").unlink(),
             "NumPy",
@@ -333,6 +348,44 @@ def test_meccano_files_that_are_not_as_documented_are_refused_and_run_no_code(
     with pytest.raises(DataError, match=message):
         convert("meccano-steps", source, tmp_path / "out")
     assert "code ran" not in capsys.readouterr().out
+
+
+SWELLING = {
+    # A value that is remembered under a number for which the C unpickler makes a table of 12 GiB.
+    "table": b"\x80\x04Nr" + (3 << 28).to_bytes(4, "little") + b".",
+    # NumPy's scalar of a type of 4 GB.
+    "scalar": b"\x80\x02cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\n"
+    + b"X\x0b\x00\x00\x00V4000000000\x85R\x85R.",
+}
+
+
+@pytest.mark.parametrize("content", SWELLING.values(), ids=SWELLING)
+def test_a_small_pickle_does_not_fill_the_memory(tmp_path: Path, content: bytes) -> None:
+    source, _, _ = write_meccano(tmp_path / "Meccano")
+    _pkl(source).write_bytes(content)
+    arguments = ["features", "convert", "meccano-steps", str(source), "--out", str(tmp_path / "o")]
+    run = (
+        "import resource, sys; from keystep_capture.cli import main; "
+        "resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30)); "
+        f"sys.argv[1:] = {arguments!r}; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "pictures to rows" in done.stderr
+    assert "memory" not in done.stderr.lower()
+
+
+def test_numpys_whole_numbers_are_read_whatever_their_type(tmp_path: Path) -> None:
+    source, looks, _ = write_meccano(tmp_path / "Meccano")
+    types = (np.int32, np.dtype(">i8").type, np.uint16, int)
+    places = pickle.loads(_pkl(source).read_bytes())
+    mixed = {key: types[n % 4](row) for n, (key, row) in enumerate(places.items())}
+    for protocol in (0, 2, 4, 5):
+        _pkl(source).write_bytes(pickle.dumps(mixed, protocol=protocol))
+        convert("meccano-steps", source, tmp_path / f"out{protocol}")
+        _, two = read_folder(tmp_path / f"out{protocol}")
+        np.testing.assert_array_equal(two.cues["appearance"].features, looks[30:60, :8])
 
 
 def test_simulated_sessions_label_their_features(tmp_path: Path) -> None:

@@ -5,9 +5,12 @@ docs/steps.md says what each file looks like, and what of it is not certain.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import math
 import re
+import struct
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +23,10 @@ from keystep_models.steps.datasets.labelled import Annotations, Stretch, checked
 
 MAX_ROWS: Final = 100_000
 MAX_MAT_BYTES: Final = 1 << 25
+"""Of a MATLAB file, and of what its compressed parts unpack to."""
+_MAT_HEADER_BYTES = 128
+_MAT_COMPRESSED = 15  # a part's kind
+_MAT_BLOCK_BYTES = 1 << 20
 _KEYSTEP = re.compile(r"(\d{1,4})\.?(?:\s+(.*))?", re.DOTALL)
 
 
@@ -96,10 +103,10 @@ def read_crosstask_tasks(path: Path) -> dict[str, list[str]]:
         if not any(block):
             continue
         where = f"{path}, line {start + 1}"
-        if len(block) < 5 or not block[0].isdigit() or (len(block) == 6 and block[5]):
+        if len(block) < 5 or not block[0].isdecimal() or (len(block) == 6 and block[5]):
             raise DataError(f"{where}: expected a task's five lines and an empty one")
         steps = block[4].split(",")
-        if not block[3].isdigit() or len(steps) != int(block[3]):
+        if block[3] != str(len(steps)):
             raise DataError(f"{where}: expected {shown(block[3])} steps, got {len(steps)}")
         tasks[block[0]] = steps
     if not tasks:
@@ -179,11 +186,32 @@ def _read_mat(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: expected this file, there is none") from None
     if size > MAX_MAT_BYTES:
         raise DataError(f"{path}: has {size} bytes, at most {MAX_MAT_BYTES} are read")
+    _refuse_swelling(path)
     try:
         document: dict[str, Any] = loadmat(str(path))
     except Exception as error:  # whatever the parser met in a damaged file
         raise DataError(f"{path}: no MATLAB file that can be read: {error}") from error
     return document
+
+
+def _refuse_swelling(path: Path) -> None:
+    """Walk the parts of a version 5 file: a compressed MiB may unpack to a thousand."""
+    content, room = memoryview(path.read_bytes()), MAX_MAT_BYTES
+    order = ">" if content[126:128].tobytes() == b"MI" else "<"
+    place = _MAT_HEADER_BYTES
+    while place + 8 <= len(content):
+        kind, size = struct.unpack_from(f"{order}II", content, place)
+        part = content[place + 8 : place + 8 + size]
+        place += 8 + size
+        if kind != _MAT_COMPRESSED:
+            continue
+        unpacker = zlib.decompressobj()
+        with contextlib.suppress(zlib.error):  # damaged: the reader will say so
+            while part and room >= 0:
+                room -= len(unpacker.decompress(part, _MAT_BLOCK_BYTES))
+                part = memoryview(unpacker.unconsumed_tail)
+        if room < 0:
+            raise DataError(f"{path}: unpacks to more than {MAX_MAT_BYTES} bytes")
 
 
 def _matlab_text(path: Path, cell: Any) -> str:

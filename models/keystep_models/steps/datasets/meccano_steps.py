@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,19 +24,20 @@ from keystep_capture.errors import DataError
 from keystep_models.psr.text_files import shown
 from keystep_models.steps.datasets.annotation_files import read_egoprocel
 from keystep_models.steps.datasets.labelled import Annotations, Converted, label_frames
-from keystep_models.steps.feature_folder import CueFeatures, VideoFeatures, write_json, write_video
+from keystep_models.steps.feature_folder import (
+    CueFeatures,
+    VideoFeatures,
+    map_array,
+    write_json,
+    write_video,
+)
 
 RATE_HZ: Final = 12.0
-MAX_PICKLE_BYTES: Final = 1 << 28
+MAX_PICKLE_BYTES: Final = 1 << 26
 _NS = 1_000_000_000
 _DAT = re.compile(r".*_(\d{1,9})_(\d{1,6})\.dat")
 _FRAME = re.compile(r"(?:.*_)?(\d{1,9})")
-# Numbers may be NumPy's; nothing else in these files needs a name.
-_HARMLESS = {
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "scalar"),
-    ("numpy", "dtype"),
-}
+_MAX_VIDEO = 9999  # names are NNNN
 
 Frames = Mapping[int, int]  # a frame's number to its row
 
@@ -57,9 +58,9 @@ def convert_meccano(source: Path, out: Path) -> Converted:
     notes = []
     out.mkdir(parents=True, exist_ok=True)
     for name in annotations.videos:
-        if not name.isdigit() or int(name) not in look_frames:
+        number = _video_number(name)
+        if number is None or number not in look_frames:
             raise DataError(f"{source}: video {shown(name)} is annotated but has no features")
-        number = int(name)
         if number not in flow_frames:
             notes.append(f"video {name} has no optical flow")
         frames = look_frames[number]
@@ -125,10 +126,7 @@ def _read_looks(folder: Path) -> tuple[NDArray[np.float32], Mapping[int, Frames]
 
 def _read_flow(folder: Path) -> tuple[NDArray[np.float32], Mapping[int, Frames]]:
     path = folder / "raft_motion_features.npy"
-    try:
-        rows = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path}: no array that NumPy can read: {error}") from error
+    rows = map_array(path)
     if rows.ndim != 2 or rows.dtype.kind != "f" or not rows.size:
         raise DataError(f"{path}: expected numbers of shape (rows, D), got {rows.shape}")
     return rows, _read_frames(path.with_suffix(".pkl"), len(rows))
@@ -140,23 +138,76 @@ def _read_frames(path: Path, row_count: int) -> Mapping[int, Frames]:
     for key, row in _read_pickle(path).items():
         parts = PurePosixPath(key).parts if isinstance(key, str) else ()
         frame = _FRAME.fullmatch(PurePosixPath(parts[2]).stem) if len(parts) == 3 else None
-        if frame is None or not parts[1].isdigit():
+        video = _video_number(parts[1]) if frame is not None else None
+        if frame is None or video is None:
             raise DataError(f"{path}: expected paths FOLDER/VIDEO/FRAME.jpg, got {shown(key)}")
         if not isinstance(row, int | np.integer) or not 0 <= row < row_count:
             raise DataError(f"{path}: {shown(key)} has row {shown(row)} of {row_count}")
-        videos.setdefault(int(parts[1]), {})[int(frame[1])] = int(row)
+        videos.setdefault(video, {})[int(frame[1])] = int(row)
     if not videos:
         raise DataError(f"{path}: names no picture")
     return videos
 
 
-class _DataOnly(pickle.Unpickler):
-    """Reads plain values; a file that names anything to call is refused."""
+def _video_number(name: str) -> int | None:
+    """A video's number by its name; None where that is no number up to 9999."""
+    number = int(name) if name.isdecimal() and len(name) <= len(str(_MAX_VIDEO)) else None
+    return number or None
+
+
+class _IntegerType:
+    """Stands for NumPy's type of a pickled number: its bytes are read here, not by NumPy."""
+
+    def __init__(self, code: object, *_: object) -> None:
+        if code not in ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"):
+            raise pickle.UnpicklingError(f"expected whole numbers, got {shown(code)}")
+        self._code, self._order = str(code), "<"
+
+    def __setstate__(self, state: object) -> None:
+        if isinstance(state, tuple) and len(state) > 1 and state[1] == ">":
+            self._order = ">"
+
+    def value_of(self, content: object) -> int:
+        """The number that bytes stand for."""
+        if not isinstance(content, bytes) or len(content) != int(self._code[1]):
+            raise pickle.UnpicklingError("a number has other bytes than its type says")
+        order: Literal["big", "little"] = "big" if self._order == ">" else "little"
+        return int.from_bytes(content, order, signed=self._code[0] == "i")
+
+
+def _integer(kind: object, content: object = None) -> int:
+    if not isinstance(kind, _IntegerType):
+        raise pickle.UnpicklingError("expected a number with its type")
+    return kind.value_of(content)
+
+
+def _encoded(text: object, encoding: object = "latin1") -> bytes:
+    """How protocols before 3 write bytes."""
+    if not isinstance(text, str) or encoding != "latin1":
+        raise pickle.UnpicklingError("expected bytes as text in latin1")
+    return text.encode("latin1")
+
+
+# What is called in place of what a file names. Numbers may be NumPy's; nothing else needs a name.
+_STANDS_FOR: Final[Mapping[tuple[str, str], Callable[..., Any]]] = {
+    ("numpy.core.multiarray", "scalar"): _integer,
+    ("numpy._core.multiarray", "scalar"): _integer,
+    ("numpy", "dtype"): _IntegerType,
+    ("_codecs", "encode"): _encoded,
+}
+
+
+class _DataOnly(pickle._Unpickler):
+    """Reads plain values; a file that names anything to call is refused.
+
+    The unpickler that is written in Python: the one in C makes a table as long as the largest
+    number that a file gives one of its values, 32 GiB for a file of ten bytes.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _HARMLESS:
+        if (module, name) not in _STANDS_FOR:
             raise pickle.UnpicklingError(f"it calls {module}.{name}, which is no plain value")
-        return super().find_class(module, name)
+        return _STANDS_FOR[module, name]
 
 
 def _read_pickle(path: Path) -> dict[Any, Any]:
