@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,11 @@ from keystep_models.steps.feature_folder import (
     CueFeatures,
     VideoFeatures,
     keystep_count,
+    map_array,
     read_folder,
     read_video,
     write_json,
+    write_labels,
     write_video,
 )
 from keystep_models.steps.settings import (
@@ -124,6 +128,35 @@ def test_what_is_not_as_documented_is_said(tmp_path: Path, spoil: Any, message: 
         read_folder(tmp_path)
 
 
+def test_labels_of_other_frames_are_set_aside_and_told(tmp_path: Path) -> None:
+    cue = CueFeatures(features=np.zeros((6, 2), np.float32), valid=np.ones(6, np.bool_))
+    video = VideoFeatures(
+        name="a", rate_hz=10.0, times_ns=np.arange(6, dtype=np.int64), cues={"gaze": cue}
+    )
+    write_video(tmp_path, video)
+    write_labels(tmp_path, "a", np.ones(6, np.int64))
+    write_video(tmp_path, video)
+    assert read_video(tmp_path / "a").labels is not None  # still of these frames
+    half = CueFeatures(features=cue.features[:3], valid=cue.valid[:3])
+    write_video(tmp_path, replace(video, times_ns=video.times_ns[:3], cues={"gaze": half}))
+    again = read_video(tmp_path / "a")
+    assert again.labels is None
+    assert "labels.old.npy" in again.notes[0]
+    assert len(np.load(tmp_path / "a" / "labels.old.npy")) == 6
+
+
+def test_an_array_whose_header_promises_too_much_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "huge.npy"
+    with path.open("wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (10**12, 1000)}
+        np.lib.format.write_array_header_1_0(file, header)
+    with pytest.raises(DataError, match="no array that NumPy can read"):
+        map_array(path)
+    np.savez(tmp_path / "two.npz", a=np.zeros(2), b=np.zeros(2))
+    with pytest.raises(DataError, match="expected one array"):
+        map_array(tmp_path / "two.npz")
+
+
 @pytest.mark.parametrize("name", ["../up", "", "labels", "a/b", ".hidden"])
 def test_names_that_are_no_file_names_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match="file's name"):
@@ -190,6 +223,10 @@ def test_the_learning_rate_drops() -> None:
         ({"context": 8}, "causal transformers"),
         ({"drop_epochs": (0,)}, "drop_epochs"),
         ({"pair_weights": (("a", "b", 1.0),)}, "is not trained on"),
+        ({"pair_weights": (("appearance", "motion", math.nan),)}, "lambda of appearance:motion"),
+        ({"sigma_seconds": math.inf}, "sigma_seconds"),
+        ({"seed": -1}, "seed must be 0"),
+        ({"seed": 2**31}, "seed must be 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(changes: Any, message: str) -> None:
@@ -198,7 +235,10 @@ def test_settings_out_of_range_are_refused(changes: Any, message: str) -> None:
 
 
 def test_extraction_settings_out_of_range_are_refused() -> None:
-    for changes in ({"alpha": 1.0}, {"stride": 0}, {"clustering": "x"}, {"budget": 2.0}):
+    for changes in (
+        *({"alpha": 1.0}, {"stride": 0}, {"clustering": "x"}, {"budget": 2.0}),
+        *({"min_duration_s": math.nan}, {"gamma_s": math.inf}, {"seed": -1}),
+    ):
         with pytest.raises(ConfigError):
             ExtractionSettings(**changes)  # type: ignore[arg-type]
 

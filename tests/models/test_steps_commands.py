@@ -17,7 +17,8 @@ from keystep_capture.errors import ConfigError, DataError
 from keystep_capture.samples.catalogue import find_sample
 from keystep_models.cli import register
 from keystep_models.commands.steps_options import split_cues, training_settings
-from keystep_models.steps.feature_folder import CueFeatures, VideoFeatures, write_video
+from keystep_models.steps.feature_folder import CueFeatures, VideoFeatures, is_name, write_video
+from keystep_models.steps.recording_source import folder_name
 
 app = typer.Typer()
 register(app)
@@ -122,11 +123,35 @@ def test_options_change_the_preset_and_drops_keep_their_place() -> None:
         ("--inference-cues", "gaze"),
         ("--preset", "huge"),
         ("--clustering", "dbscan"),
+        ("--tick-rate", "inf"),
+        ("--tick-rate", "1e9"),
+        ("--seed", "-1"),
+        ("--pairs", "appearance:motion=nan"),
+        ("--min-duration", "nan"),
+        ("--cue-file", "../heat=heat.npy"),
+        ("--cue-file", "heat=heat.npy"),  # which --cues does not name
     ],
 )
 def test_extract_refuses_choices_that_do_not_exist(options: tuple[str, str]) -> None:
     with pytest.raises(ConfigError):
-        keystep("extract", find_sample("pour-coffee").video_path, *options)
+        keystep("extract", find_sample("pour-coffee").video_path, "--check", *options)
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("pour_coffee", "pour_coffee"),
+        ("My Video (2)", "My-Video-2-"),
+        ("K\u00fcche", "Kuche"),
+        ("\u53f0\u6240", "recording"),
+        ("..", "recording"),
+        ("training", "training-recording"),
+        ("x" * 300, "x" * 80),
+    ],
+)
+def test_a_videos_name_becomes_one_that_its_results_folder_can_have(file: str, name: str) -> None:
+    assert folder_name(file) == name
+    assert is_name(name)
 
 
 @pytest.mark.parametrize(

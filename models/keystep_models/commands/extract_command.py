@@ -132,6 +132,11 @@ def extract(
             f"no cue is called {unknown[0]!r}; there are {', '.join(BUILT_IN_CUES)}, "
             "or give it with --cue-file or --cue-model"
         )
+    if unused := [c for c in (*files, *models) if c not in training.cues]:
+        raise ConfigError(
+            f"cue {unused[0]!r} has a file or model but is not trained on; add it to --cues "
+            f"({','.join(training.cues)})"
+        )
     settings = ExtractionSettings(
         inference_cues=() if inference_cues is None else split_cues(inference_cues),
         stride=stride, clustering=clustering, cluster_count=_count(clusters),  # type: ignore[arg-type]

@@ -87,7 +87,10 @@ SoftDtwOption: TypeAlias = Annotated[
 ]
 SeedOption: TypeAlias = Annotated[int, typer.Option(help="Of weights and of every draw.")]
 ThreadsOption: TypeAlias = Annotated[
-    int, typer.Option(min=1, help="Threads to compute with; results repeat for the same number.")
+    int,
+    typer.Option(
+        min=1, max=256, help="Threads to compute with; results repeat for the same number."
+    ),
 ]
 ProgressOption: TypeAlias = Annotated[
     ProgressChoice, typer.Option("--progress", help="auto, text, json (a line each) or none.")

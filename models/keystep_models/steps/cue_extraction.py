@@ -31,12 +31,15 @@ from keystep_models.onnx_model import OnnxModel
 from keystep_models.steps.feature_folder import (
     CueFeatures,
     VideoFeatures,
+    is_name,
+    map_array,
     read_video,
     write_video,
 )
 from keystep_models.steps.partial_rows import PartialRows
 from keystep_models.steps.recording_source import Moment, RecordingSource
 
+MAX_RATE_HZ: Final = 240.0
 BUILT_IN_CUES: Final = (
     "appearance",
     "motion",
@@ -80,12 +83,15 @@ class CueChoice:
 
     def __post_init__(self) -> None:
         """Check every choice."""
-        if not self.rate_hz > 0:
-            raise ConfigError(f"rate_hz must be above 0, got {self.rate_hz}")
+        if not 0 < self.rate_hz <= MAX_RATE_HZ:
+            raise ConfigError(f"rate_hz must be above 0, at most {MAX_RATE_HZ}; got {self.rate_hz}")
         for cue in self.cues:
             if cue not in BUILT_IN_CUES:
                 known = ", ".join(BUILT_IN_CUES)
                 raise ConfigError(f"no cue is called {cue!r}; there are {known}, or give a file")
+        for cue in (*self.files, *self.models):
+            if not is_name(cue):
+                raise ConfigError(f"{cue!r} is no name of a cue: letters, digits, '.', '-', '_'")
         if both := set(BUILT_IN_CUES) & {*self.files, *self.models}:
             raise ConfigError(
                 f"cue {sorted(both)[0]!r} is built in; call the file's or model's another name"
@@ -334,17 +340,14 @@ def _is_constant(cue: CueFeatures) -> bool:
 
 
 def _read_cue_file(path: Path, count: int) -> CueFeatures:
-    try:
-        rows = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise DataError(f"{path}: no array that NumPy can read: {error}") from error
+    rows = map_array(path)
     if rows.ndim != 2 or len(rows) != count or rows.dtype.kind not in "fiu" or not rows.shape[1]:
         raise DataError(
             f"{path}: expected numbers of shape ({count}, D), a row for each tick; "
             f"got {rows.dtype} {rows.shape}"
         )
     values = rows.astype(np.float32)
-    valid = np.isfinite(values).all(axis=1)
+    valid = np.asarray(np.isfinite(values).all(axis=1))
     values[~valid] = 0.0
     return CueFeatures(features=values, valid=valid)
 

@@ -122,8 +122,11 @@ def write_video(folder: Path, video: VideoFeatures) -> None:
         else:
             _save(valid_path, cue.valid)
     _save(target / "times_ns.npy", video.times_ns.astype(np.int64))
+    notes = list(video.notes)
     if video.labels is not None:
         _save(target / "labels.npy", video.labels.astype(np.int64))
+    elif _set_aside_labels(target, count):
+        notes.append("labels.npy was of another number of frames and is now labels.old.npy")
     document = {
         "format_version": FORMAT_VERSION,
         "rate_hz": video.rate_hz,
@@ -131,10 +134,21 @@ def write_video(folder: Path, video: VideoFeatures) -> None:
         "cues": {
             name: {"size": cue.size, "source": dict(cue.source)} for name, cue in video.cues.items()
         },
-        "notes": list(video.notes),
+        "notes": notes,
         "recording": dict(video.recording),
     }
     write_json(target / "video.json", document)
+
+
+def _set_aside_labels(target: Path, count: int) -> bool:
+    """Labels of other frames (another tick rate's, say) would make the video unreadable."""
+    path = target / "labels.npy"
+    try:
+        _read_labels(path, count)
+    except DataError:
+        path.replace(target / "labels.old.npy")
+        return True
+    return False
 
 
 def write_labels(folder: Path, video: str, labels: NDArray[np.int64]) -> None:
@@ -234,6 +248,27 @@ def keystep_count(folder: Path, videos: Sequence[VideoFeatures]) -> int:
     return len(names) or largest
 
 
+def map_array(path: Path) -> NDArray[Any]:
+    """An array file of NumPy's own format, memory-mapped: its header may promise anything.
+
+    Raises:
+        DataError: It is none, or cannot be read.
+    """
+    try:
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, OverflowError) as error:
+        raise DataError(f"{path}: no array that NumPy can read: {error}") from error
+    if not isinstance(loaded, np.ndarray):
+        loaded.close()
+        raise DataError(f"{path}: expected one array (.npy), got an archive of arrays")
+    return loaded
+
+
+def is_name(name: str) -> bool:
+    """Whether a video or a cue can be called so: files are."""
+    return _NAME.fullmatch(name) is not None and name not in _RESERVED
+
+
 def write_json(path: Path, document: object) -> None:
     """Write JSON at once: readers see the old file or the new one, never a part."""
     with atomic_path(path) as temporary:
@@ -270,13 +305,10 @@ def _save(path: Path, array: NDArray[Any]) -> None:
 
 
 def _load(path: Path, *, mapped: bool = False) -> NDArray[Any]:
-    try:
-        loaded: NDArray[Any] = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
-    except FileNotFoundError:
-        raise DataError(f"{path}: expected this file, there is none") from None
-    except (ValueError, EOFError) as error:
-        raise DataError(f"{path}: no array that NumPy can read: {error}") from error
-    return loaded
+    if not path.exists():
+        raise DataError(f"{path}: expected this file, there is none")
+    loaded = map_array(path)
+    return loaded if mapped else np.array(loaded)
 
 
 def _check_cue(where: str, features: NDArray[Any], valid: NDArray[Any], count: int) -> None:
@@ -339,6 +371,6 @@ def _read_labels(path: Path, count: int) -> NDArray[np.int64] | None:
 
 
 def _checked_name(name: str) -> str:
-    if not _NAME.fullmatch(name) or name in _RESERVED:
+    if not is_name(name):
         raise DataError(f"{name!r} cannot be a file's name: letters, digits, '.', '-' and '_' only")
     return name

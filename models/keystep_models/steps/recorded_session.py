@@ -20,7 +20,7 @@ from keystep_capture.recording import Recording, part_paths
 from keystep_capture.recording.entries import RecordedPacket
 from keystep_capture.recording.pictures import read_frames, read_ticks
 from keystep_models.cues.sensor_cues import STACK_SAMPLES
-from keystep_models.steps.recording_source import Moment, file_identity
+from keystep_models.steps.recording_source import Moment, file_identity, folder_name
 
 _LEADING = ("rgb", "head", "gaze", "hands")
 _DEPTHS = ("depth", "depth_ahat")
@@ -38,8 +38,11 @@ class RecordedSession:
 
     @property
     def name(self) -> str:
-        """The folder's or the file's name; a link's own, so that links give recordings names."""
-        return (
+        """The folder's or the file's name, as far as `folder_name` takes it.
+
+        A link's own, so that links give recordings names.
+        """
+        return folder_name(
             self._path.stem
             if self._path.is_file()
             else os.path.basename(os.path.abspath(self._path))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,9 @@ from keystep_capture.errors import DataError
 
 _NS = 1_000_000_000
 _END_BYTES = 1 << 20
+_MAX_NAME_CHARS = 80
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.-]+")
+_TAKEN_NAMES = {"features", "training", "labels", "times_ns"}  # beside or within the results
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")
 
 
@@ -88,6 +93,13 @@ def open_recording(path: Path) -> RecordingSource:
     )
 
 
+def folder_name(text: str) -> str:
+    """A recording's name as its results' folder is called, ASCII: "Küche 2" becomes "Kuche-2"."""
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    name = _NOT_IN_NAMES.sub("-", plain).lstrip("-._")[:_MAX_NAME_CHARS] or "recording"
+    return f"{name}-recording" if name in _TAKEN_NAMES else name
+
+
 def file_identity(path: Path) -> dict[str, Any]:
     """A file's size and the hash of its first and last MiB: cheap, and enough for a cache."""
     digest = hashlib.sha256()
@@ -109,8 +121,8 @@ class VideoFile:
 
     @property
     def name(self) -> str:
-        """The file's name without its ending."""
-        return self._path.stem
+        """The file's name without its ending, as far as `folder_name` takes it."""
+        return folder_name(self._path.stem)
 
     @property
     def identity(self) -> Mapping[str, Any]:

@@ -5,8 +5,9 @@ Numbers are STEPs' (table 15) unless a preset says otherwise.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, TypeAlias, get_args, get_type_hints
+from typing import Any, Final, Literal, TypeAlias, get_args, get_type_hints
 
 from keystep_capture.errors import ConfigError
 
@@ -16,6 +17,9 @@ WindowKind: TypeAlias = Literal["sigma", "sampled", "union_negatives", "union"]
 ClusteringKind: TypeAlias = Literal["kmeans", "finch"]
 SpacingKind: TypeAlias = Literal["chunks", "live"]
 SamplingKind: TypeAlias = Literal["nearest", "ils"]
+
+MAX_SEED: Final = 2**31 - 1
+MAX_LEARNING_RATE: Final = 1e6
 
 PairWeights: TypeAlias = tuple[tuple[str, str, float], ...]
 
@@ -89,8 +93,14 @@ class TrainingSettings:
         for name in ("batch_size", "epochs"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        if not 0.0 <= self.soft_dtw < float("inf"):
+        if not 0.0 <= self.soft_dtw < math.inf:
             raise ConfigError(f"soft_dtw must be 0 or more, got {self.soft_dtw}")
+        if wrong := [pair for pair in self.pair_weights if not 0.0 <= pair[2] < math.inf]:
+            first, second, weight = wrong[0]
+            raise ConfigError(f"lambda of {first}:{second} must be 0 or more, got {weight}")
+        _check_seed(self.seed)
+        if self.learning_rate > MAX_LEARNING_RATE:
+            raise ConfigError(f"learning_rate must be at most 1e6, got {self.learning_rate}")
         if self.extent > 1.0:
             raise ConfigError(f"extent must be at most 1, got {self.extent}")
         if self.context < 0 or (self.context and not (self.causal and self.encoder != "lstm")):
@@ -174,9 +184,10 @@ class ExtractionSettings:
             raise ConfigError(f"alpha must be at least 0 and below 1, got {self.alpha}")
         if not 0.0 < self.budget <= 1.0:
             raise ConfigError(f"budget must be above 0 and at most 1, got {self.budget}")
-        if self.min_duration_s < 0:
+        if not 0.0 <= self.min_duration_s < math.inf:
             raise ConfigError(f"min_duration_s must be 0 or more, got {self.min_duration_s}")
         _check_above(self, 0, "gamma_s")
+        _check_seed(self.seed)
 
     def as_document(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -231,8 +242,14 @@ def _check_choices(settings: Any) -> None:
 
 def _check_above(settings: Any, least: float, *names: str) -> None:
     for name in names:
-        if not getattr(settings, name) > least:
-            raise ConfigError(f"{name} must be above {least}, got {getattr(settings, name)}")
+        value = getattr(settings, name)
+        if not least < value < math.inf:
+            raise ConfigError(f"{name} must be above {least}, got {value}")
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed <= MAX_SEED:
+        raise ConfigError(f"seed must be 0 to {MAX_SEED}, got {seed}")
 
 
 PRESETS: dict[str, TrainingSettings] = {

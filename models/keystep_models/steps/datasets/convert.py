@@ -24,7 +24,13 @@ from keystep_models.steps.datasets.labelled import (
     label_frames,
 )
 from keystep_models.steps.datasets.meccano_steps import convert_meccano
-from keystep_models.steps.feature_folder import CueFeatures, VideoFeatures, write_json, write_video
+from keystep_models.steps.feature_folder import (
+    CueFeatures,
+    VideoFeatures,
+    map_array,
+    write_json,
+    write_video,
+)
 
 _NS = 1_000_000_000
 # Of a second of a CrossTask video: which of the 3200 values come from where.
@@ -108,10 +114,7 @@ def _crosstask_task(features: Path, out: Path, annotations: Annotations) -> Conv
 
 
 def _crosstask_rows(path: Path) -> NDArray[np.float32]:
-    try:
-        rows = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path}: no array that NumPy can read: {error}") from error
+    rows = map_array(path)
     if rows.ndim != 2 or rows.shape[1] != 3200 or not len(rows) or rows.dtype.kind != "f":
         raise DataError(f"{path}: expected shape (seconds, 3200), got {rows.dtype} {rows.shape}")
     return np.asarray(rows, np.float32)
