@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from typer.testing import CliRunner
 torch = pytest.importorskip("torch", reason="training needs torch: make test-training installs it")
 
 from keystep_capture.errors import ConfigError, DataError  # noqa: E402
+from keystep_capture.folder_lock import locked_folder  # noqa: E402
 from keystep_capture.samples.catalogue import find_sample  # noqa: E402
 from keystep_models.cli import register  # noqa: E402
 from keystep_models.steps.cue_extraction import CueChoice  # noqa: E402
@@ -170,6 +173,16 @@ def test_a_recording_without_pictures_gives_key_steps_of_its_sensors(tmp_path: P
     assert "the recording was not closed" in notes
     document = json.loads((tmp_path / "two" / "key_steps.json").read_text())
     assert {step["picture"] for step in document["key_steps"]} == {None}
+
+
+def test_two_extractions_into_one_folder_do_not_mix(tmp_path: Path) -> None:
+    command = ["extract", str(find_sample("pour-coffee").video_path), "--out", str(tmp_path)]
+    run = f"import sys; sys.argv[1:] = {command!r}; from keystep_capture.cli import main; main()"
+    with locked_folder(tmp_path):  # as the other process holds it
+        done = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("keystep: another process writes into")
+    assert not (tmp_path / "features").exists()
 
 
 def test_recordings_need_different_names(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,15 @@ def test_a_recording_of_a_few_ticks_gives_what_it_has(tmp_path: Path, ticks: int
         assert 0 <= step["start_s"] <= step["end_s"] < ticks / 10
     if ticks > 2:
         assert any("was narrowed" in note for note in results["short"]["notes"])
+
+
+def test_more_clusters_than_frames_are_told_and_so_is_that_nothing_is_left(tmp_path: Path) -> None:
+    chosen = plan(tmp_path, "head", "left_hand")
+    chosen = replace(chosen, extraction=ExtractionSettings(cluster_count=5000))
+    results = run([Recorded("many", seconds(20))], chosen)["many"]
+    assert results["key_steps"] == 0
+    assert "5000 clusters were asked for, of only 100 frames" in results["notes"]
+    assert any("choose fewer clusters" in note for note in results["notes"])
 
 
 def test_a_recording_of_one_tick_has_no_movement_and_says_so(tmp_path: Path) -> None:

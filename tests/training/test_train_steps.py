@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from keystep_models.measures.ksl_protocol import localize_videos  # noqa: E402
 from keystep_models.steps.feature_folder import CueFeatures, VideoFeatures  # noqa: E402
 from keystep_models.steps.settings import TrainingSettings  # noqa: E402
 from keystep_models.training.steps_model import StepsModel, adapt_video, gather  # noqa: E402
-from keystep_models.training.train_steps import train_steps  # noqa: E402
+from keystep_models.training.train_steps import run_name, train_steps  # noqa: E402
 
 SIZES = {"appearance": 12, "motion": 6}
 
@@ -108,6 +109,23 @@ def test_a_folder_with_another_run_is_left_alone(tmp_path: Path) -> None:
     train_steps([video(0)], settings(epochs=1), tmp_path)
     with pytest.raises(StateError, match="other settings or videos"):
         train_steps([video(0)], settings(epochs=2), tmp_path)
+
+
+def test_videos_of_the_same_name_and_length_are_another_run(tmp_path: Path) -> None:
+    first, other = video(0), replace(video(1), name="v0")
+    assert run_name([first], settings()) == run_name([video(0)], settings())
+    assert run_name([first], settings()) != run_name([other], settings())
+    recorded = [replace(first, recording={"key": key}) for key in ("a", "b")]
+    assert run_name(recorded[:1], settings()) != run_name(recorded[1:], settings())
+    train_steps([first], settings(epochs=1), tmp_path)
+    with pytest.raises(StateError, match="other settings or videos"):
+        train_steps([other], settings(epochs=1), tmp_path)
+
+
+def test_training_that_runs_away_is_an_error_not_a_result(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"choose a learning rate below 1e\+06"):
+        train_steps([video(0)], settings(epochs=60, learning_rate=1e6), tmp_path)
+    assert not (tmp_path / "model.pt").exists()
 
 
 @pytest.mark.parametrize("encoder", ["transformer", "lstm", "tcn"])

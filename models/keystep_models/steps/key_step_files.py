@@ -34,11 +34,12 @@ _NO_PICTURE = (168, 300)  # rows, columns of the tile where there is no picture
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundKeySteps:
-    """Key steps of one recording; frame indices are the video's."""
+    """Key steps of one recording; frame indices are the video's. `notes`: what was not as asked."""
 
     segments: list[KeyStepSegment]
     frames: NDArray[np.int64]
     clusters: FrameClusters
+    notes: tuple[str, ...] = ()
 
 
 def find_key_steps(
@@ -71,7 +72,15 @@ def find_key_steps(
         chosen = select_segments(segments, top_n=top_n)
     else:
         chosen = select_segments(segments, min_duration_s=settings.min_duration_s, top_n=top_n)
-    return FoundKeySteps(segments=chosen, frames=frames, clusters=clusters)
+    notes = []
+    if settings.cluster_count > (used := int(joined.valid.sum())):
+        notes.append(f"{settings.cluster_count} clusters were asked for, of only {used} frames")
+    if segments and not chosen:
+        notes.append(
+            f"none of {len(segments)} stretches is a key step (too short, or over the budget): "
+            "choose fewer clusters, a larger --gamma, or a smaller --min-duration"
+        )
+    return FoundKeySteps(segments=chosen, frames=frames, clusters=clusters, notes=tuple(notes))
 
 
 def _summary(
@@ -122,7 +131,7 @@ def write_key_steps(
         moment: np.asarray(frame.to_ndarray(format="bgr24"), np.uint8)
         for moment, frame in source.pictures(sorted(set(moments)))
     }
-    notes = [*video.notes, *joined.notes]
+    notes = [*video.notes, *joined.notes, *found.notes]
     if missing := [moment for moment in moments if moment not in pictures]:
         notes.append(f"{len(missing)} of {len(moments)} key steps have no picture")
     key_steps = []

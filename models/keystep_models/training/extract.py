@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from keystep_capture.errors import ConfigError, DataError
+from keystep_capture.folder_lock import locked_folder
 from keystep_models.steps.adapted import join_cues
 from keystep_models.steps.cue_extraction import CueChoice, extract_features
 from keystep_models.steps.feature_folder import VideoFeatures, write_json
@@ -19,7 +20,7 @@ from keystep_models.steps.recording_source import RecordingSource
 from keystep_models.steps.settings import ExtractionSettings, TrainingSettings, with_changes
 from keystep_models.training.extract_bundle import FOLDER, train_encoders, write_bundle
 from keystep_models.training.steps_model import adapt_video
-from keystep_models.training.train_steps import run_identity, train_steps
+from keystep_models.training.train_steps import run_name, train_steps
 
 _LEAST_WINDOWS = 4  # half-widths of the window that the longest recording must hold
 
@@ -55,14 +56,25 @@ def extract(
         A summary: per recording the key steps' number, folder and notes.
 
     Raises:
-        KeystepError: Nothing can be made of it; what was finished stays.
+        KeystepError: Nothing can be made of it, or another process writes into the folder; what
+            was finished stays.
     """
     names = [source.name for source in sources]
     if not names or len(set(names)) != len(names):
         raise ConfigError(f"expected recordings with different names, got {', '.join(names)}")
+    with locked_folder(plan.out):
+        return _extract(sources, names, plan, on_progress)
+
+
+def _extract(
+    sources: Sequence[RecordingSource],
+    names: list[str],
+    plan: ExtractionPlan,
+    on_progress: Progress,
+) -> dict[str, Any]:
     videos = [_features(source, plan, on_progress) for source in sources]
     training, notes = usable_training(videos, plan.training)
-    run = plan.out / "training" / run_identity(videos, training)[:12]
+    run = plan.out / "training" / run_name(videos, training)
 
     def told(done: int, of: int, loss: float) -> None:
         on_progress({"stage": "training", "done": done, "of": of, "loss": loss})

@@ -22,7 +22,7 @@ from keystep_models.steps.feature_folder import VideoFeatures
 from keystep_models.steps.key_step_files import FoundKeySteps
 from keystep_models.steps.settings import TrainingSettings, preset, with_changes
 from keystep_models.training.export_incremental import export_incremental
-from keystep_models.training.train_steps import Progress, run_identity, train_steps
+from keystep_models.training.train_steps import Progress, run_name, train_steps
 
 FOLDER: Final = "bundle"
 _LIVE: Final = frozenset({"appearance", *CUE_SIZES}) - {"gaze_stack"}
@@ -63,7 +63,7 @@ def train_encoders(
         learning_rate=settings.learning_rate,
         seed=settings.seed,
     )
-    run = out / "training" / run_identity(list(videos), causal)[:12]
+    run = out / "training" / run_name(list(videos), causal)
     model = train_steps(list(videos), causal, run, on_progress=on_progress)
     folder = run / "export"
     if not (folder / "manifest.json").exists():

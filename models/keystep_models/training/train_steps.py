@@ -14,6 +14,7 @@ epoch e draws from a generator seeded with (seed, e).
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from keystep_capture.errors import ConfigError, StateError
+from keystep_capture.errors import ConfigError, DataError, StateError
 from keystep_models.steps.feature_folder import VideoFeatures, atomic_path, write_json
 from keystep_models.steps.settings import TrainingSettings
 from keystep_models.steps.temporal_sampling import (
@@ -42,6 +43,7 @@ from keystep_models.training.steps_model import (
 )
 
 CHECKPOINT_EPOCHS = 10
+_HASHED_ROWS = 4096
 
 Progress = Callable[[int, int, float], None]
 """Called with epochs done, epochs in all and the last epoch's loss."""
@@ -54,6 +56,7 @@ class _Run:
     model: StepsModel
     optimiser: torch.optim.Optimizer
     identity: str
+    content: str
     epoch: int = 0
     curves: list[dict[str, Any]] = field(default_factory=list)
 
@@ -79,7 +82,8 @@ def train_steps(
         The trained model, ready for inference.
 
     Raises:
-        DataError: A cue is missing everywhere, or sizes differ between videos.
+        DataError: A cue is missing everywhere, sizes differ between videos, or the loss is no
+            longer a number; the last checkpoint stays.
         StateError: The folder holds a run with other settings or videos; or `stop_after` was
             reached.
         OSError: The disk does not take it; the last checkpoint stays.
@@ -96,6 +100,11 @@ def train_steps(
             raise StateError(f"stopped after {run.epoch} of {settings.epochs} epochs")
         run.curves.append(_epoch(run, videos, sizes, settings))
         run.epoch += 1
+        if not math.isfinite(run.curves[-1]["loss"]):
+            raise DataError(
+                f"training failed: the loss of epoch {run.epoch} is {run.curves[-1]['loss']}; "
+                f"choose a learning rate below {settings.learning_rate:g}"
+            )
         if run.epoch % CHECKPOINT_EPOCHS == 0:
             _write_checkpoint(run, folder)
         if on_progress is not None:
@@ -116,16 +125,40 @@ def run_identity(videos: list[VideoFeatures], settings: TrainingSettings) -> str
     return hashlib.sha256(repr((settings, described)).encode()).hexdigest()
 
 
+def run_name(videos: list[VideoFeatures], settings: TrainingSettings) -> str:
+    """A folder's name for a run: others have another, also where only what is seen differs."""
+    described = run_identity(videos, settings) + _content(videos)
+    return hashlib.sha256(described.encode()).hexdigest()[:12]
+
+
+def _content(videos: list[VideoFeatures]) -> str:
+    """Of the recordings; of the features themselves where a video does not tell its recording."""
+    digest = hashlib.sha256()
+    for video in videos:
+        if isinstance(key := video.recording.get("key"), str):
+            digest.update(key.encode())
+            continue
+        digest.update(video.times_ns.tobytes())
+        for name, cue in sorted(video.cues.items()):
+            digest.update(f"{name} {cue.size}".encode() + cue.valid.tobytes())
+            for start in range(0, video.frame_count, _HASHED_ROWS):
+                digest.update(cue.features[start : start + _HASHED_ROWS].tobytes())
+    return digest.hexdigest()
+
+
 def _begin(
     videos: list[VideoFeatures], sizes: dict[str, int], settings: TrainingSettings, folder: Path
 ) -> _Run:
-    identity = run_identity(videos, settings)
+    identity, content = run_identity(videos, settings), _content(videos)
     model = StepsModel(sizes, settings)
-    run = _Run(model=model, optimiser=_optimiser(model, settings), identity=identity)
+    run = _Run(
+        model=model, optimiser=_optimiser(model, settings), identity=identity, content=content
+    )
     path = folder / "checkpoint.pt"
     if path.exists():
         document = read_document(path)
-        if document.get("identity") != identity:
+        found = document.get("identity"), document.get("content", content)  # older ones lack it
+        if found != (identity, content):
             raise StateError(
                 f"{folder}: holds a run with other settings or videos; choose another folder"
             )
@@ -240,4 +273,5 @@ def _write_checkpoint(run: _Run, folder: Path) -> None:
             epoch=run.epoch,
             curves=run.curves,
             identity=run.identity,
+            content=run.content,
         )
