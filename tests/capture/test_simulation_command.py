@@ -1,6 +1,8 @@
 import json
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -38,3 +40,48 @@ def test_wrong_settings_are_one_line(tmp_path: Path, arguments, said: str) -> No
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_data_set_is_generated_by_one_process_at_a_time_and_its_helpers_die_with_it(
+    tmp_path: Path,
+) -> None:
+    options = ["--task", "lamp", "--people", "2", "--jobs", "2", "--out", "set"]
+    command = [sys.executable, "-m", "keystep_capture.cli", "simulate", "generate", *options]
+    running = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    try:
+        _wait(lambda: len(list(tmp_path.glob("set/*.partial"))) == 2, running)
+        second = keystep(*options, folder=tmp_path)
+        assert (second.returncode, "another process" in second.stderr) == (1, True)
+        helpers = _children(running.pid)
+        assert len(helpers) >= 2
+    finally:
+        running.kill()
+        running.wait()
+    _wait(lambda: not any(_lives(pid) for pid in helpers))
+
+
+def _wait(until, running: subprocess.Popen | None = None) -> None:
+    for _ in range(2400):
+        if until():
+            return
+        assert running is None or running.poll() is None
+        time.sleep(0.05)
+    raise AssertionError("it did not come")
+
+
+def _children(parent: int) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            fields = path.read_text().rpartition(")")[2].split()
+            if int(fields[1]) == parent:
+                found.append(int(path.parent.name))
+    return found
+
+
+def _lives(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"

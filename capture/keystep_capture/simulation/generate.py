@@ -6,9 +6,12 @@ What decides the data set is written to `dataset.json`; other settings do not go
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
@@ -17,12 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from keystep_capture.errors import ConfigError
+from keystep_capture.folder_lock import locked_folder
 from keystep_capture.simulation.labels import procedure_info, state_classes, write_labels
 from keystep_capture.simulation.recorded import record
 from keystep_capture.simulation.session import Session, SessionSpec
 from keystep_capture.simulation.tasks import find_task
 
 FORMAT = 1
+_PR_SET_PDEATHSIG = 1
 Progress = Callable[[str, int, int], None]
 """Called with a person's name, frames drawn and about how many there are."""
 
@@ -63,7 +68,14 @@ def generate(
 
     Raises:
         ConfigError: The folder holds something else.
+        StateError: Another process generates into it.
     """
+    _check(spec, folder)
+    with locked_folder(folder):
+        return _generate(spec, folder, jobs, progress)
+
+
+def _generate(spec: DatasetSpec, folder: Path, jobs: int, progress: Progress | None) -> list[Path]:
     _prepare(spec, folder)
     wanted = {folder / f"person_{s.person:03d}": s for s in spec.specs()}
     missing = {path: s for path, s in wanted.items() if not path.exists()}
@@ -112,7 +124,10 @@ def _in_parallel(
     missing: dict[Path, SessionSpec], limit_s: float | None, jobs: int, progress: Progress | None
 ) -> None:
     """One process a session; spawned, since forked ones inherit the libraries' threads."""
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    pool = ProcessPoolExecutor(
+        jobs, mp_context=get_context("spawn"), initializer=_die_with, initargs=(os.getpid(),)
+    )
+    with pool:
         running = {
             pool.submit(generate_session, spec, path, limit_s=limit_s): path
             for path, spec in missing.items()
@@ -127,25 +142,51 @@ def _in_parallel(
             raise
 
 
-def _prepare(spec: DatasetSpec, folder: Path) -> None:
-    if spec.people < 1:
-        raise ConfigError(f"expected at least one person, got {spec.people}")
-    task = find_task(spec.session.task)
+def _die_with(parent: int) -> None:
+    """End when the process that waits for this one does, however that ends.
+
+    It would draw on, and the next call, which takes the same folders, would meet it there.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before this was set
+            raise SystemExit("the process that started this one has ended")
+
+
+def _about(spec: DatasetSpec) -> str:
     about = {"format": FORMAT, "simulated": True, **asdict(spec)}
     about.pop("people")  # more people may be added
+    return _as_json(about)
+
+
+def _check(spec: DatasetSpec, folder: Path) -> None:
+    if spec.people < 1:
+        raise ConfigError(f"expected at least one person, got {spec.people}")
+    find_task(spec.session.task)
     path = folder / "dataset.json"
     if path.exists():
-        if path.read_text(encoding="utf-8") != _as_json(about):
+        if path.read_text(encoding="utf-8") != _about(spec):
             raise ConfigError(
                 f"{folder} holds a data set of other settings (see {path}); choose another --out"
             )
-        return
-    if folder.exists() and any(folder.iterdir()):
+    elif folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise ConfigError(f"{folder} is not empty and holds no data set; choose another --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / "procedure_info.json", procedure_info(task))
-    _write_json(folder / "classes.json", state_classes(task))
-    _write_json(path, about)
+
+
+def _prepare(spec: DatasetSpec, folder: Path) -> None:
+    """Write what all sessions share, the file that makes the folder a data set's first."""
+    task = find_task(spec.session.task)
+    _write_at_once(folder / "dataset.json", _about(spec))
+    _write_at_once(folder / "procedure_info.json", _as_json(procedure_info(task)))
+    _write_at_once(folder / "classes.json", _as_json(state_classes(task)))
+
+
+def _write_at_once(path: Path, text: str) -> None:
+    if path.exists():
+        return
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
 
 
 def _write_json(path: Path, content: object) -> None:
