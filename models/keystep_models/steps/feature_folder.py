@@ -301,7 +301,10 @@ class atomic_path:  # noqa: N801  # used like a function
 
 def _save(path: Path, array: NDArray[Any]) -> None:
     with atomic_path(path) as temporary:
-        np.save(temporary, array, allow_pickle=False)
+        try:
+            np.save(temporary, array, allow_pickle=False)
+        except OSError as error:  # on a full disk NumPy says how many values it has written
+            raise OSError(f"cannot write {path}, perhaps the disk is full: {error}") from error
 
 
 def _load(path: Path, *, mapped: bool = False) -> NDArray[Any]:
