@@ -155,6 +155,8 @@ async def record_sample(
     headset = SimulatedHeadset.of_sample(find_sample(name), whole=True, microphone=True)
     async with headset, bridging(headset, server, streams=wanted):
         await server.has(*until)
+        for name in wanted:  # the slowest to begin as well
+            await server.has(name, 1)
     return write(path, in_pairs(taken(server)))
 
 
