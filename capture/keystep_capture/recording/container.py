@@ -90,6 +90,11 @@ class McapFile:
         self._write_record(schema)
         return schema.id
 
+    def repeat_schemas(self) -> None:
+        """Write all schemas so far again, for readers of a file whose beginning is damaged."""
+        for schema in self._schemas:
+            self._write_record(schema)
+
     def add_channel(
         self, topic: str, message_encoding: str, schema_id: int, metadata: Mapping[str, str]
     ) -> int:

@@ -42,6 +42,8 @@ MAX_UNPACKING: Final = 100
 """A chunk may unpack to so many times its stored size; beyond that it is a compression bomb."""
 
 _MAX_STORED_BYTES: Final = MAX_CHUNK_BYTES + 1024
+_SEARCHED_BYTES: Final = 8 * 1024 * 1024
+"""What does not begin as an MCAP file and has no chunk up to here is none."""
 _MAX_BREAKS: Final = 1000
 """A file that breaks in more places is read up to there."""
 _END_BYTES: Final = {int(Opcode.DATA_END): 4, int(Opcode.FOOTER): 20}
@@ -124,9 +126,12 @@ class McapSource:
         self._file = path.open("rb")
         try:
             self.size_bytes = self._file.seek(0, io.SEEK_END)
-            self._check_magic()
+            begins_well = self._begins_well()
             self._forget_chunks()
             if not self._read_index():
+                if not begins_well and self._find_chunk(0, stop=_SEARCHED_BYTES) is None:
+                    raise DataError(str(self.damage[0]))
+                self._after_breaks.clear()
                 self._scan()
                 self._learn_from_chunks()
         except BaseException:
@@ -248,15 +253,15 @@ class McapSource:
 
     # -- opening ---------------------------------------------------------------------------------
 
-    def _check_magic(self) -> None:
+    def _begins_well(self) -> bool:
         if not self.size_bytes:
             raise DataError(f"{self.path}: the file is empty, expected an MCAP recording")
         found = self._read(0, min(_MAGIC_BYTES, self.size_bytes))
         if found != MCAP0_MAGIC:
-            raise DataError(
-                f"{self.path}: at byte 0: expected an MCAP recording, which begins with "
-                f"{MCAP0_MAGIC!r}, got {found!r}"
+            self._note(
+                0, f"expected an MCAP recording, which begins with {MCAP0_MAGIC!r}, got {found!r}"
             )
+        return found == MCAP0_MAGIC
 
     def _forget_chunks(self) -> None:
         self._offsets, self._lengths = array("Q"), array("Q")
@@ -417,11 +422,12 @@ class McapSource:
                 raise self._damaged(position, f"a schema or channel of {length} bytes")
             self._learn(opcode, self._read(position + _RECORD.size, length), position)
 
-    def _find_chunk(self, start: int) -> int | None:
+    def _find_chunk(self, start: int, stop: int | None = None) -> int | None:
         """The next chunk behind a break."""
         size = self.size_bytes
+        stop = size if stop is None else min(stop, size)
         found = find_chunk(
-            self._file, start, stop=size, file_bytes=size, limit_bytes=_MAX_STORED_BYTES
+            self._file, start, stop=stop, file_bytes=size, limit_bytes=_MAX_STORED_BYTES
         )
         if found is not None:
             self._after_breaks.append(self.chunk_count)

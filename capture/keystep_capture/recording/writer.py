@@ -10,7 +10,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
@@ -192,6 +192,7 @@ class RecordingWriter:
             return None
         try:
             self._part.file.flush()
+            self._part.repeat_head()
         except OSError:
             self._abandon()
             raise
@@ -247,21 +248,25 @@ class RecordingWriter:
         info = replace(self._info, utc_ns=str(self._utc_clock()), clock_ns=str(self._clock()))
         metadata = {"format_version": FORMAT_VERSION, "part": str(number)}
         try:
-            file.add_metadata(INFO_NAME, metadata | info.to_metadata())
+            metadata |= info.to_metadata()
+            file.add_metadata(INFO_NAME, metadata)
             file.flush()
         except OSError:
             file.abandon()
             path.unlink(missing_ok=True)  # nothing is in it; a full disk shall not fill with parts
             raise
-        return _Part(file)
+        return _Part(file, metadata)
 
     def _end_part(self) -> None:
         part, self._part = self._part, None
         if part is None:
             return
         try:
+            part.file.flush()
+            part.repeat_head()
             part.file.close()
         except OSError:
+            part.file.abandon()
             self._count_lost()
             raise
         self._unflushed.clear()
@@ -280,13 +285,24 @@ class RecordingWriter:
 class _Part:
     """One file and the channels it has."""
 
-    def __init__(self, file: McapFile) -> None:
+    def __init__(self, file: McapFile, metadata: Mapping[str, str]) -> None:
         self.file = file
+        self._metadata = metadata
+        self._repeated = False
         self.encoder = PacketEncoder()
         self._schema_ids: dict[str, int] = {}
         self._channel_ids: dict[int, int] = {}  # by the spec's identity, which is kept alive here
         self._specs: list[ChannelSpec] = []
         self._arrival = 0
+
+    def repeat_head(self) -> None:
+        """Say behind the first chunk again what stood before it: a file's first bytes get lost."""
+        if self._repeated or not self._arrival:
+            return
+        self.file.add_metadata(INFO_NAME, self._metadata)
+        self.file.repeat_schemas()
+        self.file.flush()
+        self._repeated = True
 
     def add(self, messages: Sequence[EncodedMessage], time_ns: int, arrival_ns: int) -> None:
         """Write the messages of one packet or note under one number of arrival."""

@@ -151,6 +151,24 @@ def test_a_file_without_index_is_read_on_behind_a_break(
     assert read(tmp_path / "new.mcap") == found
 
 
+@pytest.mark.parametrize("spoiled", [1, 8, 40, 4096])
+@pytest.mark.parametrize("cut", [0, 1], ids=["closed", "killed"])
+def test_a_file_whose_first_bytes_are_lost_is_read(
+    tmp_path: Path, tools: Any, spoiled: int, cut: int
+) -> None:
+    sent = tools.session_packets()
+    part = tools.record(tmp_path / "r", sent, chunk_bytes=50_000) / "part-000.mcap"
+    data = bytearray(part.read_bytes())
+    data[:spoiled] = bytes(spoiled)
+    part.write_bytes(data[: len(data) - cut])
+    with Recording(part) as recording:
+        assert "at byte 0: expected an MCAP recording" in str(recording.damage[0])
+        assert recording.info.session
+    assert read(part) == list(sent)
+    repair(part, tmp_path / "new.mcap")
+    assert read(tmp_path / "new.mcap") == list(sent)
+
+
 def test_an_empty_part_costs_itself_only(recorded: Path, tools: Any) -> None:
     (recorded / "part-001.mcap").write_bytes(b"")
     with Recording(recorded) as recording:
