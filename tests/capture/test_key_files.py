@@ -75,6 +75,7 @@ def test_a_followers_key_is_not_a_devices(tmp_path: Path) -> None:
         ("keystep_key", 2, "format 2"),
         ("colour", "red", "is not a key file"),
     ],
+    ids=["another pair's", "short", "not ASCII", "path", "format", "unknown field"],
 )
 def test_a_damaged_key_is_refused(tmp_path: Path, field: str, value: object, said: str) -> None:
     path = tmp_path / "bench-1.key"

@@ -139,6 +139,7 @@ async def test_reader_that_leaves_is_forgotten(rig: Any, session_id: str, make_e
     async with rig.serving(keepalive_s=0.01) as client:
         async with streaming(client, session_id) as messages:
             await anext(messages)
-            assert rig.events.subscriber_count(session_id) == 1
+            while rig.events.subscriber_count(session_id) != 1:  # noqa: ASYNC110 - it is told late
+                await asyncio.sleep(0.01)
         while rig.events.subscriber_count(session_id):  # noqa: ASYNC110 - the server notices
             await asyncio.sleep(0.01)
