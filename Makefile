@@ -41,8 +41,8 @@ demo: $(VENV)/.run-$(RUNTIME)
 	@$(BIN)/keystep demo $(DEMO)
 
 test: $(VENV)/.dev-$(RUNTIME)
-	@echo "Running the tests (a few minutes on two cores)"
-	@$(BIN)/python -m pytest -q -m "not slow" $(TESTS)
+	@echo "Running the tests in two processes (about ten minutes on two cores)"
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" $(TESTS)
 
 slow: $(VENV)/.dev-$(RUNTIME)
 	@$(BIN)/python -m pytest -q -m slow $(TESTS)
