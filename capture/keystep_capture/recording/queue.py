@@ -33,6 +33,8 @@ GATHER_S = 0.1
 GATHER_BYTES = 1024 * 1024
 """When so much waits, it is written at once."""
 RETRY_AFTER_NS = 2_000_000_000
+MAX_RETRY_AFTER_NS = 64_000_000_000
+"""A disk that takes some and fails again is tried ever more seldom: each time begins a part."""
 """After an error of the disk nothing is written for so long, then a further part is begun."""
 
 log = structlog.get_logger(__name__)
@@ -151,6 +153,8 @@ class RecordingQueue:
         self._untold: Counter[str] = Counter()  # dropped, and not yet said in the recording
         self._disk_error: str | None = None
         self._retry_ns = 0
+        self._retry_after_ns = RETRY_AFTER_NS
+        self._recovered_ns: int | None = None
         self._newest_ns = 0
         self._busy = False
         self._urgent = False  # somebody waits for what was offered so far
@@ -376,17 +380,24 @@ class RecordingQueue:
             self._fail(error)
 
     def _fail(self, error: OSError) -> None:
+        now_ns = self._clock()
         if self._disk_error is None:
             log.error("recording: the disk does not take it", error=str(error))
+            again = self._recovered_ns is not None and (
+                now_ns - self._recovered_ns < MAX_RETRY_AFTER_NS
+            )
+            longer_ns = min(2 * self._retry_after_ns, MAX_RETRY_AFTER_NS)
+            self._retry_after_ns = longer_ns if again else RETRY_AFTER_NS
         lost, self._writer.lost = self._writer.lost, Counter()
         with self._changed:
             self._disk_error = str(error)
             self._dropped += lost
             self._untold += lost
-        self._retry_ns = self._clock() + RETRY_AFTER_NS
+        self._retry_ns = now_ns + self._retry_after_ns
 
     def _recover(self) -> None:
         if self._disk_error is not None:
             log.info("recording: the disk takes it again")
+            self._recovered_ns = self._clock()
             with self._changed:
                 self._disk_error = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,31 @@ def test_a_failing_disk_is_told_and_tried_again(
     assert queue.close()
     assert queue.state().disk_error is None
     assert packets_of(tmp_path / "r", "gaze") == list(range(20, 30))
+
+
+def test_a_disk_that_fails_again_and_again_is_tried_ever_more_seldom(
+    slow: SlowWriter, tools: Any
+) -> None:
+    now_ns = 0
+    queue = RecordingQueue(slow, clock=lambda: now_ns)
+    slow.may_write.set()
+    taken_ns = []
+    for header, payload in tools.sensor_packets("gaze", 300):  # a second apart; every write fails
+        slow.error = None  # after it was let in once
+        before = queue.state().written_count
+        queue.offer(header, payload)
+        assert queue.drain()
+        if queue.state().written_count > before:
+            taken_ns.append(now_ns)
+            slow.error = OSError(28, "No space left on device")
+            queue.offer(header, payload)
+            assert queue.drain()
+        now_ns += 1_000_000_000
+    slow.error = None
+    assert queue.close()
+    waits_s = [(b - a) // 1_000_000_000 for a, b in pairwise(taken_ns)]
+    assert waits_s[:6] == [2, 4, 8, 16, 32, 64]
+    assert set(waits_s[6:]) == {64}
 
 
 def test_a_closed_queue_takes_nothing(tmp_path: Path, tools: Any) -> None:
