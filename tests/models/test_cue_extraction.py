@@ -32,6 +32,7 @@ class Recorded:
         self._lacking = lacking
         self.identity = {"kind": "simulated", "times": list(times_s)}
         self.fail_at: int | None = None
+        self.has_camera = True
 
     def moments(self, rate_hz: float) -> Iterator[Moment]:
         rng = np.random.default_rng(0)
@@ -52,6 +53,8 @@ class Recorded:
                 device_time_ns=round(time_s * 1e9) + 77,
                 picture=picture if has_picture else None,
                 samples=samples,
+                intrinsics=(120.0, 120.0, 80.0, 48.0) if self.has_camera else None,
+                pose=np.diag([1.0, -1.0, -1.0, 1.0]).ravel().tolist(),
             )
 
     def pictures(self, wanted: Sequence[tuple[int, int]]) -> Iterator[Any]:
@@ -96,7 +99,7 @@ def test_features_are_taken_from_the_cache_unless_a_choice_changed(coffee: Any) 
 
 def test_an_extraction_that_broke_off_goes_on_with_the_same_result(tmp_path: Path) -> None:
     times = [0.1 * k for k in range(60)]
-    choice = CueChoice(cues=("appearance", "motion", "head"))
+    choice = CueChoice(cues=("appearance", "gaze_appearance", "motion", "head"))
     whole = extract_features(Recorded(times), choice, tmp_path / "whole")
     source = Recorded(times)
     source.fail_at = 40
@@ -111,6 +114,19 @@ def test_an_extraction_that_broke_off_goes_on_with_the_same_result(tmp_path: Pat
         np.testing.assert_array_equal(own.features, parts.cues[cue].features)
         np.testing.assert_array_equal(own.valid, parts.cues[cue].valid)
     assert not (tmp_path / "parts" / "simulated" / ".partial").exists()
+
+
+def test_what_is_around_the_gaze_point_is_missing_where_gaze_or_picture_is(tmp_path: Path) -> None:
+    source = Recorded([0.1 * k for k in range(20)], gaze={3, 4}, rgb={7})
+    video = extract_features(source, CueChoice(cues=("gaze_appearance",)), tmp_path)
+    cue = video.cues["gaze_appearance"]
+    assert np.flatnonzero(~cue.valid).tolist() == [3, 4, 7]
+    assert cue.features.shape == (20, 1280)
+    assert (cue.source["extractor"], cue.source["version"]) == ("gaze-crop", 1)
+    source.has_camera = False
+    other = extract_features(source, CueChoice(cues=("gaze_appearance",)), tmp_path / "no")
+    assert not other.cues
+    assert any("needs gaze, and pictures with" in note for note in other.notes)
 
 
 def test_gaps_become_ticks_without_cues_and_are_told(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
 
-from keystep_capture.errors import ModelError
+from keystep_capture.errors import ModelError, ShapeError
 from keystep_models.cues.appearance_cue import CROP, AppearancePreprocessing
 from keystep_models.onnx_model import ModelManifest, OnnxModel, TensorSpec
 
@@ -139,16 +139,17 @@ class PictureCue:
         """The next picture does not follow the last one (a gap)."""
         self._before = None
 
-    def remember(self, picture: av.VideoFrame | None) -> None:
+    def remember(self, picture: av.VideoFrame | Pixels | None) -> None:
         """A tick whose row is known already: only what the next one needs of it."""
         if len(self.input.names) > 1:
             self._before = None if picture is None else self._prepared(picture)
 
-    def take(self, picture: av.VideoFrame | None) -> list[Row | None]:
+    def take(self, picture: av.VideoFrame | Pixels | None) -> list[Row | None]:
         """A tick.
 
         Args:
-            picture: Any pixel format and size; None where there is none.
+            picture: Any pixel format and size, or uint8 (H, W, 3) just as the model wants it; None
+                where there is none.
 
         Returns:
             Rows that are ready, float32 (D,), oldest first; None where the tick has none (no
@@ -203,12 +204,17 @@ class PictureCue:
             values = values.transpose(0, 3, 1, 2)
         return np.ascontiguousarray(values)
 
-    def _prepared(self, picture: av.VideoFrame) -> Pixels:
+    def _prepared(self, picture: av.VideoFrame | Pixels) -> Pixels:
         out = np.empty((self.input.height, self.input.width, 3), np.uint8)
         self._prepare(picture, out)
         return out
 
-    def _prepare(self, picture: av.VideoFrame, out: Pixels) -> None:
+    def _prepare(self, picture: av.VideoFrame | Pixels, out: Pixels) -> None:
+        if isinstance(picture, np.ndarray):
+            if picture.shape != out.shape or picture.dtype != np.uint8:
+                raise ShapeError(f"expected pixels {out.shape}, uint8; got {picture.shape}")
+            out[...] = picture
+            return
         if self.input.crop:
             self._crop.from_video_frame(picture, out)
             return

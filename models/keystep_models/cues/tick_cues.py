@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keystep_capture.errors import DataError
-from keystep_models.cues import motion_cue, sensor_cues
+from keystep_models.cues import gaze_crop, motion_cue, sensor_cues
+from keystep_models.cues.gaze_crop import GazePoint, PictureView, cut_around
 from keystep_models.cues.motion_cue import MotionCue
 from keystep_models.cues.sensor_cues import GazeCue, HeadCue, gaze_stack, hand_in_head
 from keystep_models.cues.tick_timeline import TickPlace, TickTimeline
@@ -45,12 +46,15 @@ class TickInput:
         small: Its picture, uint8 (96, 160), of `MotionPreprocessing`; None without one, or where
             motion is no cue.
         samples: Sensors' values by stream; absent or None where missing.
+        view: Its picture for what is around the gaze point; None without one or its camera's pose
+            and intrinsics, or where that is no cue.
     """
 
     epoch: int
     device_time_ns: int
     small: NDArray[np.uint8] | None
     samples: Mapping[str, NDArray[np.floating] | None]
+    view: PictureView | None = None
 
 
 class TickCues:
@@ -60,12 +64,18 @@ class TickCues:
         """Start before the first tick.
 
         Args:
-            cues: Of `CUE_SIZES`; others are not looked at.
+            cues: Of `CUE_SIZES`, and "gaze_appearance", whose pictures are cut out here; others
+                are not looked at.
             rate_hz: Ticks a second.
         """
         self.cues = tuple(cue for cue in CUE_SIZES if cue in cues)
         self.timeline = TickTimeline(rate_hz)
+        self.cuts_at_gaze = gaze_crop.CUE in cues
         self._motion, self._gaze, self._head = MotionCue(), GazeCue(), HeadCue()
+        self._gaze_point = GazePoint(rate_hz)
+        self.crop: NDArray[np.uint8] | None = None
+        """What is around the gaze point in the last tick's picture, uint8 (224, 224, 3), RGB;
+        None where it has none."""
 
     def take(
         self, tick: TickInput, *, describe: bool = True
@@ -84,10 +94,16 @@ class TickCues:
             self._head.restart()
         if not place.follows:
             self._motion.forget()
+            self._gaze_point.forget()
+        self.crop = self._cut(tick) if self.cuts_at_gaze else None
         rows = self._sensor_rows(tick)
         if "motion" in self.cues:
             rows["motion"] = self._see_motion(tick.small, describe=describe)
         return place, {cue: _finite(rows[cue]) for cue in self.cues}
+
+    def _cut(self, tick: TickInput) -> NDArray[np.uint8] | None:
+        point = self._gaze_point.see(tick.samples.get("gaze"))
+        return None if point is None or tick.view is None else cut_around(tick.view, point)
 
     def _see_motion(self, small: NDArray[np.uint8] | None, *, describe: bool) -> Row | None:
         if small is None:
@@ -115,6 +131,7 @@ class TickCues:
             "timeline": self.timeline.snapshot(),
             "picture": None if before is None else base64.b64encode(before.tobytes()).decode(),
             "gaze": self._gaze.snapshot(),
+            "gaze_point": self._gaze_point.snapshot(),
             "head": self._head.snapshot(),
         }
 
@@ -126,15 +143,17 @@ class TickCues:
         """
         timeline = TickTimeline(self.timeline.rate_hz)
         gaze, head = GazeCue(), HeadCue()
+        point = GazePoint(self.timeline.rate_hz)
         try:
             timeline.restore(snapshot["timeline"])
             before = _picture(snapshot["picture"])
             gaze.restore(snapshot["gaze"])
+            point.restore(snapshot.get("gaze_point", ()))  # older ones have none
             head.restore(snapshot["head"])
         except (KeyError, TypeError, ValueError, binascii.Error) as error:
             raise DataError(f"no state of a session's cues: {error}") from error
         self.timeline, self._gaze, self._head = timeline, gaze, head
-        self._motion.before = before
+        self._motion.before, self._gaze_point = before, point
 
 
 def _picture(text: str | None) -> NDArray[np.uint8] | None:

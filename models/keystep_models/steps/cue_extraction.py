@@ -20,14 +20,15 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 from keystep_capture.errors import ConfigError, DataError, ModelError
-from keystep_models.cues import depth_cue, motion_cue, sensor_cues
-from keystep_models.cues.appearance_cue import appearance_manifest_path
+from keystep_models.cues import depth_cue, gaze_crop, motion_cue, sensor_cues
+from keystep_models.cues.appearance_cue import CROP, appearance_manifest_path
 from keystep_models.cues.depth_cue import depth_picture
+from keystep_models.cues.gaze_crop import PictureView, ViewMaker
 from keystep_models.cues.motion_cue import MotionPreprocessing
 from keystep_models.cues.picture_model import PictureCue, PictureInput
 from keystep_models.cues.tick_cues import CUE_SIZES, TickCues, TickInput
 from keystep_models.cues.tick_timeline import MAX_GAP_S, TickPlace
-from keystep_models.onnx_model import OnnxModel
+from keystep_models.onnx_model import ModelManifest, OnnxModel
 from keystep_models.steps.feature_folder import (
     CueFeatures,
     VideoFeatures,
@@ -42,6 +43,7 @@ from keystep_models.steps.recording_source import Moment, RecordingSource
 MAX_RATE_HZ: Final = 240.0
 BUILT_IN_CUES: Final = (
     "appearance",
+    gaze_crop.CUE,
     "motion",
     "depth",
     "gaze",
@@ -161,7 +163,7 @@ def _cue_file(cue: str, path: Path, recording: str) -> Path:
 def _load_models(choice: CueChoice) -> dict[str, OnnxModel]:
     """The model of each cue that has one."""
     found = {}
-    on_pictures = [cue for cue in choice.cues if cue in ("appearance", "depth")]
+    on_pictures = [cue for cue in choice.cues if cue in ("appearance", gaze_crop.CUE, "depth")]
     if on_pictures:
         model = OnnxModel.load(choice.appearance_manifest, intra_op_threads=choice.threads)
         if len(model.manifest.inputs) != 1:
@@ -169,10 +171,29 @@ def _load_models(choice: CueChoice) -> dict[str, OnnxModel]:
                 f"{choice.appearance_manifest}: an appearance model takes one picture, this one "
                 f"has {len(model.manifest.inputs)} inputs; give it with --cue-model"
             )
+        if gaze_crop.CUE in on_pictures and not PictureInput.of(model.manifest).crop:
+            raise ModelError(
+                f"{choice.appearance_manifest}: the cue {gaze_crop.CUE} needs an appearance model"
+                f" whose manifest has `crop` {CROP}; leave the cue out, or take the shipped model"
+            )
         found.update(dict.fromkeys(on_pictures, model))
     for cue, path in choice.models.items():
         found[cue] = OnnxModel.load(path, intra_op_threads=choice.threads)
     return found
+
+
+def takes_crops(manifest: Path) -> bool:
+    """Whether an appearance model can look at what is cut out around the gaze point.
+
+    Raises:
+        ModelError: The manifest cannot be read.
+    """
+    read = ModelManifest.read(manifest)
+    try:
+        wanted = PictureInput.of(read)
+    except ModelError:
+        return False
+    return wanted.crop and len(wanted.names) == 1
 
 
 def _cue_sources(
@@ -193,6 +214,8 @@ def _cue_sources(
         }
         if cue == "depth":
             found[cue] |= {"extractor": "depth-picture", "version": depth_cue.VERSION}
+        elif cue == gaze_crop.CUE:
+            found[cue] |= {"extractor": "gaze-crop", "version": gaze_crop.VERSION}
     for cue, path in files.items():
         found[cue] = {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     return found
@@ -218,7 +241,7 @@ class _Reader:
         self._cues = (*choice.cues, *choice.models)  # those that are made tick by tick
         self._pictures = {cue: PictureCue(model) for cue, model in models.items()}
         self._ticks = TickCues(choice.cues, choice.rate_hz)
-        self._small = MotionPreprocessing()
+        self._small, self._views = MotionPreprocessing(), ViewMaker()
         self._times: list[int] = []  # on the timeline, ns
         self._origins: list[dict[str, int]] = []  # where each epoch lies on the timeline
         self._gaps: list[str] = []
@@ -243,19 +266,19 @@ class _Reader:
                 device_time_ns=moment.device_time_ns,
                 small=None if picture is None else self._small.from_video_frame(picture),
                 samples=moment.samples,
+                view=self._view(moment),
             ),
             describe=new,
         )
         self._place(moment, place)
         if place.index < self._done:
             for cue, made in self._pictures.items():
-                if cue != "depth":
+                if cue not in ("depth", gaze_crop.CUE):
                     made.remember(moment.picture)
             return
         self._append(rows)
         for cue, made in self._pictures.items():
-            picture = moment.picture if cue != "depth" else self._depth(moment)
-            self._append_all(cue, made.take(picture))
+            self._append_all(cue, made.take(self._picture(cue, moment)))
         if place.index % _FLUSH_TICKS == 0:
             self._partial.flush()
 
@@ -268,6 +291,17 @@ class _Reader:
     def _append_all(self, cue: str, rows: Sequence[NDArray[np.float32] | None]) -> None:
         for row in rows:
             self._partial.append(cue, row)
+
+    def _picture(self, cue: str, moment: Moment) -> VideoFrame | NDArray[np.uint8] | None:
+        """What a cue's model looks at in the tick that was placed last."""
+        if cue == gaze_crop.CUE:
+            return self._ticks.crop
+        return self._depth(moment) if cue == "depth" else moment.picture
+
+    def _view(self, moment: Moment) -> PictureView | None:
+        if not self._ticks.cuts_at_gaze or moment.picture is None:
+            return None
+        return self._views.view(moment.picture, moment.intrinsics, moment.pose)
 
     def _depth(self, moment: Moment) -> VideoFrame | None:
         images = (moment.samples.get(stream) for stream in ("depth", "depth_ahat"))
@@ -313,7 +347,7 @@ class _Reader:
         for cue, own in found.items():
             share = float(own.valid.mean())
             if not own.valid.any():
-                notes.append(f"cue {cue} is missing everywhere and was left out")
+                notes.append(f"cue {cue} is missing everywhere and was left out{_why(cue)}")
                 continue
             if _is_constant(own):
                 notes.append(f"cue {cue} never changes: it tells moments apart by their time alone")
@@ -330,6 +364,12 @@ class _Reader:
             notes=tuple(notes),
             recording={**source.identity, "epochs": self._origins, "key": key},
         )
+
+
+def _why(cue: str) -> str:
+    if cue != gaze_crop.CUE:
+        return ""
+    return ": it needs gaze, and pictures with their camera's pose and intrinsics"
 
 
 def _is_constant(cue: CueFeatures) -> bool:

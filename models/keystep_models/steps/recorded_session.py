@@ -19,12 +19,13 @@ from keystep_capture.payloads import read_array
 from keystep_capture.recording import Recording, part_paths
 from keystep_capture.recording.entries import RecordedPacket
 from keystep_capture.recording.pictures import read_frames, read_ticks
+from keystep_capture.wire import PacketHeader
 from keystep_models.cues.sensor_cues import STACK_SAMPLES
 from keystep_models.steps.recording_source import Moment, file_identity, folder_name
 
 _LEADING = ("rgb", "head", "gaze", "hands")
 _DEPTHS = ("depth", "depth_ahat")
-_MAX_HELD = 512  # gaze samples between the newest packet and the tick that is being made
+_MAX_HELD = 512  # gaze samples, or pictures, between the newest packet and the tick being made
 _MAX_AGE_NS = 10**9  # of the oldest sample of a stack
 
 
@@ -99,9 +100,10 @@ def is_recording(path: Path) -> bool:
 
 
 class _Between:
-    """What ticks do not hold: gaze samples between them, and the unit of depth."""
+    """What ticks do not hold: gaze samples between them, the unit of depth, the camera's place."""
 
     def __init__(self) -> None:
+        self._cameras: deque[PacketHeader] = deque(maxlen=_MAX_HELD)
         self._gaze: deque[tuple[int, NDArray[np.floating]]] = deque(maxlen=_MAX_HELD)
         self._units_m: dict[str, float] = {}
 
@@ -114,6 +116,8 @@ class _Between:
                 with contextlib.suppress(WireError):  # a ray that cannot be read is missing
                     ray = read_array(header, packet.payload)
             self._gaze.append((header.device_time_ns, ray))
+        elif header.stream == "rgb":
+            self._cameras.append(header)
         elif header.stream in _DEPTHS and header.depth_unit_m is not None:
             self._units_m[header.stream] = header.depth_unit_m
 
@@ -121,6 +125,13 @@ class _Between:
         """The newest samples up to a tick, (16, 2, 3); None where there are not so many."""
         rays = [ray for at, ray in self._gaze if time_ns - _MAX_AGE_NS < at <= time_ns]
         return np.stack(rays[-STACK_SAMPLES:]) if len(rays) >= STACK_SAMPLES else None
+
+    def camera(self, time_ns: int) -> PacketHeader | None:
+        """The header of the picture of a tick; older ones are let go."""
+        while self._cameras and self._cameras[0].device_time_ns < time_ns:
+            self._cameras.popleft()
+        first = self._cameras[0] if self._cameras else None
+        return first if first is not None and first.device_time_ns == time_ns else None
 
     def depth_m(self, stream: str, image: NDArray[np.generic]) -> NDArray[np.float32] | None:
         """A depth image in metres, not a number where nothing was measured."""
@@ -146,4 +157,12 @@ def _moment(tick: Tick, epoch: int, between: _Between) -> Moment:
                 value = between.depth_m(stream, value)
             samples[stream] = value
     samples["gaze_stack"] = between.gaze(tick.device_time_ns)
-    return Moment(epoch=epoch, device_time_ns=tick.device_time_ns, picture=picture, samples=samples)
+    camera = between.camera(tick.device_time_ns) if picture is not None else None
+    return Moment(
+        epoch=epoch,
+        device_time_ns=tick.device_time_ns,
+        picture=picture,
+        samples=samples,
+        intrinsics=None if camera is None else camera.intrinsics,
+        pose=None if camera is None else camera.pose,
+    )

@@ -37,12 +37,16 @@ class Moment:
         samples: Other streams' values by name; absent or None where missing. Depth images are in
             metres, not a number where nothing was measured; `gaze_stack` holds the newest sixteen
             rays up to the tick, (16, 2, 3).
+        intrinsics: fx, fy, cx, cy of the picture, pixels; None where its packet has none.
+        pose: world_from_camera of the picture, row by row; None where its packet has none.
     """
 
     epoch: int
     device_time_ns: int
     picture: VideoFrame | None
     samples: Mapping[str, NDArray[np.floating] | None]
+    intrinsics: Sequence[float] | None = None
+    pose: Sequence[float] | None = None
 
 
 class RecordingSource(Protocol):
