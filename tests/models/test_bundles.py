@@ -26,7 +26,8 @@ from keystep_models.bundles.making import (
     split_step,
 )
 from keystep_models.bundles.procedure_of_bundle import ReviewedStep, procedure_of_bundle
-from keystep_models.guidance.emissions import PartRows
+from keystep_models.guidance.emissions import EmissionSettings, PartRows
+from keystep_models.guidance.filter_settings import FilterSettings
 from keystep_models.guidance.step_timing import ExpertSegment
 from keystep_models.psr.procedure_document import parse_document as parse_procedure
 from keystep_models.psr.procedure_document import to_procedure, write_document
@@ -201,6 +202,22 @@ def test_merging_and_splitting_recompile_prototypes_without_training(
     np.testing.assert_array_equal(split.expert["appearance"].rows, expert_part().rows.rows)
     back = recompile(split, merge_steps(split.document.segments, [7, 9]), tmp_path / "back")
     assert back.id == bundle.id
+
+
+def test_an_older_bundle_made_anew_of_its_own_steps_is_the_same(tmp_path: Path) -> None:
+    """Older ones have no shrinkage by part, and their filter levels nothing."""
+    older = make_bundle(
+        tmp_path / "older",
+        {"appearance": expert_part()},
+        SEGMENTS,
+        emissions=EmissionSettings(unit_parts=("appearance",), part_shrinkages={}),
+        filtering=FilterSettings(level_share=0.0),
+    )
+    text = (older.folder / "bundle.json").read_text()
+    assert not [name for name in ("part_shrinkages", "level_") if name in text]
+    assert older.make_filter().settings.level_share == 0
+    again = recompile(older, older.document.segments, tmp_path / "again")
+    assert again.id == older.id
 
 
 def test_a_step_between_must_be_merged_too(bundle: Bundle) -> None:

@@ -115,3 +115,22 @@ def test_settings_travel_through_json_and_unknown_ones_are_refused() -> None:
     assert EmissionSettings.from_document(settings.as_document()) == settings
     with pytest.raises(ConfigError):
         EmissionSettings.from_document({**settings.as_document(), "x": 1})
+
+
+def test_a_part_may_have_a_shrinkage_of_its_own() -> None:
+    parts = {"a": rows(0), "b": rows(0)}
+    settings = EmissionSettings(shrinkage=0.5, part_shrinkages={"b": 1.0})
+    own = EmissionModel.fit(parts, SEGMENTS, settings)
+    plain = EmissionModel.fit(parts, SEGMENTS, EmissionSettings(shrinkage=1.0))
+    np.testing.assert_array_equal(own.parts["b"].projection, plain.parts["b"].projection)
+    assert not np.allclose(own.parts["a"].projection, plain.parts["a"].projection)
+    with pytest.raises(ConfigError):
+        EmissionSettings(part_shrinkages={"b": 0.0})
+
+
+def test_settings_of_older_bundles_have_one_shrinkage_and_stay_as_they_were() -> None:
+    older = EmissionSettings().as_document()
+    del older["part_shrinkages"]
+    read = EmissionSettings.from_document(older)
+    assert read.part_shrinkages == {}
+    assert read.as_document() == older

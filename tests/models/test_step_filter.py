@@ -213,6 +213,9 @@ def test_the_same_ticks_make_the_same_events() -> None:
         {"belief": {}},
         {"standing": [{"step_id": 10}]},
         {"strange": float("nan")},
+        {"ahead": [0.0]},
+        {"ahead": [float("nan")] * (2 * COUNT + 1)},
+        {"weighed_ticks": -1},
     ],
 )
 def test_a_foreign_or_damaged_snapshot_is_refused_and_changes_nothing(
@@ -224,6 +227,47 @@ def test_a_foreign_or_damaged_snapshot_is_refused_and_changes_nothing(
     with pytest.raises(DataError):
         running.restore({**before, **change})
     assert running.snapshot() == before
+
+
+def test_a_class_that_is_ahead_all_the_time_says_less_and_less() -> None:
+    """Another person's sleeves look like step 40, whatever is done."""
+    always = np.zeros(2 * COUNT + 1)
+    always[3] = 0.8
+    ticks = [Evidence(log_likelihoods=tick.log_likelihoods + always) for tick in work([0, 1, 2])]
+    silence = [Evidence(log_likelihoods=always)] * 600
+    levelled = replace(SETTINGS, level_share=1.0, level_prior_s=10.0)
+    assert 40 in reported(
+        run([*silence, *ticks], KeyStepFilter(TIMING, replace(SETTINGS, level_share=0.0)))
+    )
+    running = KeyStepFilter(TIMING, levelled)
+    run(silence[:1], running)
+    assert 40 not in reported(run(ticks, running))
+
+
+@settings(max_examples=25, deadline=None)
+@given(ticks=ticks_strategy(40), offset=st.floats(-5, 5))
+def test_levelling_looks_at_differences_between_classes_alone(
+    ticks: list[tuple[int, float]], offset: float
+) -> None:
+    evidence = [seen(activity, nats) for activity, nats in ticks]
+    moved = [Evidence(log_likelihoods=tick.log_likelihoods + offset) for tick in evidence]
+    first, second = KeyStepFilter(TIMING, SETTINGS), KeyStepFilter(TIMING, SETTINGS)
+    run(evidence, first)
+    run(moved, second)
+    np.testing.assert_allclose(
+        list(first.done_chances().values()), list(second.done_chances().values()), atol=1e-6
+    )
+
+
+def test_settings_of_older_bundles_do_not_level_and_stay_as_they_were() -> None:
+    older = FilterSettings().as_document()
+    del older["level_share"], older["level_prior_s"]
+    read = FilterSettings.from_document(older)
+    assert read.level_share == 0
+    assert read.as_document() == older
+    running = KeyStepFilter(TIMING, read)
+    run(work([0]), running)
+    assert not {"ahead", "weighed_ticks"} & set(running.snapshot())
 
 
 def test_bad_ticks_are_refused_and_count_as_not_given() -> None:

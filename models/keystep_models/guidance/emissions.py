@@ -10,7 +10,7 @@ that is missing says nothing. T ticks, D values of a part, R directions, C class
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 import msgspec
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keystep_capture.errors import ConfigError, DataError, ShapeError
+from keystep_models.cues.gaze_crop import CUE as GAZE_APPEARANCE
 from keystep_models.guidance.step_filter import Evidence
 from keystep_models.guidance.step_timing import ExpertSegment, StepTiming, check_segments
 
@@ -36,6 +37,7 @@ class EmissionSettings:
         components: Directions kept of a part, those in which the expert's ticks vary most.
         shrinkage: Of the scatter within classes towards a sphere, above 0 to 1. At 1 distances
             are plain ones.
+        part_shrinkages: Of single parts, instead of `shrinkage`.
         tail: Degrees of freedom: small numbers let no single tick say much.
         strength: Of a tick's evidence at 10 Hz: below 1, as neighbouring ticks are alike.
         part_strengths: Of single parts, relative to `strength`; 1 for those not named.
@@ -49,14 +51,16 @@ class EmissionSettings:
     tail: float = 10.0
     strength: float = 0.5
     part_strengths: Mapping[str, float] = field(default_factory=dict)
-    unit_parts: tuple[str, ...] = ("appearance",)
+    unit_parts: tuple[str, ...] = ("appearance", GAZE_APPEARANCE)
     strange_factor: float = 6.0
+    part_shrinkages: Mapping[str, float] = field(default_factory=lambda: {GAZE_APPEARANCE: 0.8})
 
     def __post_init__(self) -> None:
         numbers = [self.shrinkage, self.tail, self.strength, self.strange_factor]
         if not np.isfinite([*numbers, *self.part_strengths.values()]).all():
             raise ConfigError("expected finite emission settings")
-        if not 1 <= self.components <= 1024 or not 0 < self.shrinkage <= 1:
+        shrinkages = [self.shrinkage, *self.part_shrinkages.values()]
+        if not 1 <= self.components <= 1024 or not all(0 < each <= 1 for each in shrinkages):
             raise ConfigError("expected 1 to 1024 components and shrinkage above 0, at most 1")
         if min(self.tail, self.strange_factor) <= 0 or self.strength < 0:
             raise ConfigError("tail and strange_factor must be above 0, strength 0 or more")
@@ -64,8 +68,14 @@ class EmissionSettings:
             raise ConfigError("part_strengths must be 0 or more")
 
     def as_document(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {**asdict(self), "unit_parts": list(self.unit_parts)}
+        """Plain values for JSON; `part_shrinkages`, which older bundles lack, where there are any.
+
+        So a bundle made again of an older one has the older one's id.
+        """
+        plain = {**asdict(self), "unit_parts": list(self.unit_parts)}
+        if not self.part_shrinkages:
+            del plain["part_shrinkages"]
+        return plain
 
     @classmethod
     def from_document(cls, document: dict[str, Any]) -> EmissionSettings:
@@ -84,6 +94,7 @@ class _Checked(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     part_strengths: dict[str, float]
     unit_parts: tuple[str, ...]
     strange_factor: float
+    part_shrinkages: dict[str, float] = {}
 
     def settings(self) -> EmissionSettings:
         return EmissionSettings(**msgspec.structs.asdict(self))
@@ -256,6 +267,7 @@ def _fit_part(
     settings: EmissionSettings,
 ) -> PartModel:
     is_unit = name in settings.unit_parts
+    settings = replace(settings, shrinkage=settings.part_shrinkages.get(name, settings.shrinkage))
     values = _scaled(rows, is_unit)
     classes = 2 * len(timing.step_ids) + 1
     mean, projection, centres = _discriminants(values, labels, classes, settings)

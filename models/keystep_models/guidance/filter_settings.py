@@ -9,6 +9,8 @@ import numpy as np
 
 from keystep_capture.errors import ConfigError
 
+_NOT_IN_OLDER = ("level_share", "level_prior_s")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilterSettings:
@@ -39,6 +41,10 @@ class FilterSettings:
         strange_share: Above this share of ticks unlike anything the expert did: cannot see.
         strange_s: Time over which that share is taken.
         max_rows: Sets of done steps that are considered at a time.
+        level_share: How much of what a class has been ahead of the others in this session so far,
+            per tick and on average, is taken off its evidence: what another person's clothes or
+            height make likelier all the time says nothing of the work. 0: none.
+        level_prior_s: The average counts as if it began with so much time of no difference.
     """
 
     tick_rate_hz: float = 10.0
@@ -61,17 +67,21 @@ class FilterSettings:
     strange_share: float = 0.7
     strange_s: float = 3.0
     max_rows: int = 64
+    level_share: float = 0.5
+    level_prior_s: float = 60.0
 
     def __post_init__(self) -> None:
         values = asdict(self)
         if not all(np.isfinite(value) for value in values.values()):
             raise ConfigError("expected finite filter settings")
-        for name in ("tick_rate_hz", "slowness", "least_duration_s", "look_back_s", "strange_s"):
+        for name in ("tick_rate_hz", "slowness", "least_duration_s", "look_back_s", "strange_s",
+                     "level_prior_s"):  # fmt: skip
             if not values[name] > 0:
                 raise ConfigError(f"{name} must be above 0, got {values[name]}")
         for name in (
             "duration_blend", "skip_rate", "jump_rate", "gap_likeness", "repeat_rate",
             "repeatable_rate", "report_threshold", "retract_threshold", "strange_share",
+            "level_share",
         ):  # fmt: skip
             if not 0 <= values[name] <= 1:
                 raise ConfigError(f"{name} must be from 0 to 1, got {values[name]}")
@@ -91,12 +101,22 @@ class FilterSettings:
         return round(seconds * self.tick_rate_hz)
 
     def as_document(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
+        """Plain values for JSON; what older bundles lack, only where it is not as in them.
+
+        So a bundle made again of an older one has the older one's id, and its sessions' checkpoints
+        fit.
+        """
+        plain = asdict(self)
+        if self.level_share == 0:
+            for name in _NOT_IN_OLDER:
+                del plain[name]
+        return plain
 
     @classmethod
     def from_document(cls, document: dict[str, Any]) -> FilterSettings:
         """The inverse of `as_document`; ConfigError for unknown names or wrong types."""
+        if "level_share" not in document:
+            document = {**document, "level_share": 0.0}
         known = {field.name: field for field in fields(cls)}
         if unknown := sorted(set(document) - set(known)):
             raise ConfigError(f"unknown filter settings: {', '.join(map(str, unknown))}")

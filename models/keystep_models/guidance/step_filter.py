@@ -59,6 +59,8 @@ class KeyStepFilter:
         self._tick_idx = -1
         self._blind_ticks = 0
         self._strange = 0.0
+        self._ahead = np.zeros(2 * len(timing.step_ids) + 1)
+        self._weighed_ticks = 0
         self._held = np.zeros(len(timing.step_ids), np.int64)
         self._again = np.zeros(len(timing.step_ids))
         self._standing: dict[int, _Standing] = {}
@@ -135,7 +137,7 @@ class KeyStepFilter:
         self._tick_idx = tick_idx
         self._see(evidence)
         if evidence is not None and not evidence.is_strange:
-            self._belief.weigh(evidence.log_likelihoods)
+            self._belief.weigh(self._levelled(evidence.log_likelihoods))
             return self._decide()
         return FrameReport()
 
@@ -152,6 +154,20 @@ class KeyStepFilter:
         report = self._report(place, 1.0)
         self._standing[step_id] = _Standing(report, is_final=True)
         return report
+
+    def _levelled(self, values: Floats) -> Floats:
+        """Evidence less a share of what each class has been ahead by on average, this tick's too.
+
+        The evidence of one camera on one person tends to favour some classes all the time.
+        """
+        share = self.settings.level_share
+        if share == 0:
+            return values
+        self._ahead = self._ahead + (values - values.mean())
+        prior = self.settings.level_prior_s * self.settings.tick_rate_hz
+        levelled = values - share * self._ahead / (prior + self._weighed_ticks)
+        self._weighed_ticks = min(self._weighed_ticks + 1, _MAX_TICK)
+        return np.asarray(levelled)
 
     def _pass_tick(self, tick_idx: int) -> None:
         self._belief.predict(tick_idx)
@@ -245,12 +261,18 @@ class KeyStepFilter:
             "strange": self._strange,
             "held": self._held.tolist(),
             "again": self._again.tolist(),
+            **self._level_state(),
             "belief": self._belief.snapshot(),
             "standing": [
                 {**asdict(each.report), "is_final": each.is_final}
                 for each in self._standing.values()
             ],
         }
+
+    def _level_state(self) -> dict[str, Any]:
+        if self.settings.level_share == 0:
+            return {}
+        return {"ahead": self._ahead.tolist(), "weighed_ticks": self._weighed_ticks}
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
         """Go on from a `snapshot` of the same steps and settings.
@@ -267,6 +289,14 @@ class KeyStepFilter:
             again = np.array(snapshot["again"], np.float64)
             if held.shape != self._held.shape or again.shape != self._again.shape:
                 raise ValueError(f"held {held.shape}, again {again.shape}")
+            ahead, weighed = self._ahead, 0
+            if self.settings.level_share > 0:
+                ahead = np.array(snapshot["ahead"], np.float64)
+                weighed = int(snapshot["weighed_ticks"])
+            if ahead.shape != self._ahead.shape or not np.isfinite(ahead).all():
+                raise ValueError(f"what classes are ahead by, {ahead.shape}")
+            if not 0 <= weighed <= _MAX_TICK:
+                raise ValueError(f"weighed_ticks {weighed}")
             if not (-1 <= tick < _MAX_TICK and blind >= 0 and 0 <= strange <= 1):
                 raise ValueError("counters out of range")
             if not (np.isfinite(again).all() and (again >= 0).all()):
@@ -291,6 +321,7 @@ class KeyStepFilter:
         self._belief, self._standing = belief, standing
         self._tick_idx, self._blind_ticks, self._strange = tick, blind, strange
         self._held, self._again = held, again
+        self._ahead, self._weighed_ticks = ahead, weighed
 
     def _check_same_origin(self, snapshot: Mapping[str, Any]) -> None:
         for name, own in (
