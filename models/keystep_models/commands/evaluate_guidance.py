@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from keystep_models.measures.guidance_report import Guide, Session, Trace
 
 _PREFIX = "steps."
+_WHOLE_PICTURE = "appearance"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,10 +29,90 @@ class _Method:
     sessions: Sequence[Sequence[Session]]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Trial:
+    """What is the same for every expert.
+
+    Attributes:
+        features: Feature folder.
+        everyone: Its recordings, with the parts of `cues` and of the whole picture.
+        cues: What the filter sees.
+        tested: People to test on; nobody: everyone but the expert.
+        prefix: Labels that count as steps begin so.
+        tempo_seeds: 0: as recorded.
+        stride: Every how many ticks one is taken.
+        tolerance_s: How late a report may be.
+        clusters: Extracted key steps, k-means of so many; None: reviewed ones.
+    """
+
+    features: Path
+    everyone: Mapping[str, Session]
+    cues: tuple[str, ...]
+    tested: tuple[str, ...]
+    prefix: str
+    tempo_seeds: int
+    stride: int
+    tolerance_s: float
+    clusters: int | None
+
+    @property
+    def rate_hz(self) -> float:
+        """Ticks a second of the features."""
+        from keystep_models.steps.feature_folder import read_video
+
+        return read_video(self.features / next(iter(self.everyone))).rate_hz
+
+    def chosen(self, expert: str) -> list[str]:
+        """Whom an expert is tested on."""
+        names = [name for name in self.tested or self.everyone if name != expert]
+        if missing := [name for name in names if name not in self.everyone]:
+            raise ConfigError(f"cannot test on {missing[0]!r}; it is no recording's name")
+        if not names:
+            raise ConfigError(f"nobody is left to test {expert} on; name others with --only")
+        return names
+
+    def played(self, expert: str, parts: Mapping[str, Any]) -> list[list[Session]]:
+        """The tested sessions, a list per seed of the tempo."""
+        from keystep_models.measures.guidance_report import thinned, with_tempo
+
+        made = []
+        for seed in range(max(self.tempo_seeds, 1)):
+            sessions = [
+                replace(one, parts={**one.parts, **parts.get(one.name, {})})
+                for one in (self.everyone[name] for name in self.chosen(expert))
+            ]
+            if self.tempo_seeds:
+                sessions = [with_tempo(one, seed, self.rate_hz) for one in sessions]
+            made.append([thinned(one, self.stride) for one in sessions])
+        return made
+
+    def learned(self, expert: str) -> Session:
+        """The expert's session; labels that do not count as steps are none."""
+        import numpy as np
+
+        from keystep_models.steps.feature_folder import read_keystep_names
+
+        if expert not in self.everyone:
+            raise ConfigError(
+                f"no recording {expert!r} in {self.features}; there are {sorted(self.everyone)}"
+            )
+        own = self.everyone[expert]
+        if not self.prefix:
+            return own
+        names = enumerate(read_keystep_names(self.features), start=1)
+        kept = [number for number, name in names if name.startswith(self.prefix)]
+        return replace(own, labels=np.where(np.isin(own.labels, kept), own.labels, 0))
+
+
 def guidance(
     features: Annotated[Path, typer.Option(help="Feature folder with labels (docs/steps.md).")],
-    expert: Annotated[str, typer.Option(help="The one recording that is learned from.")],
-    cues: Annotated[str, typer.Option(help="Cues whose features are seen.")] = "appearance",
+    expert: Annotated[
+        str, typer.Option(help="The one recording that is learned from; a,b: one after the other.")
+    ],
+    cues: Annotated[
+        str | None,
+        typer.Option(help="Cues that are seen; by default gaze_appearance, else appearance."),
+    ] = None,
     model: Annotated[
         list[Path] | None,
         typer.Option(help="Encoders trained on the expert alone; several: a run per seed."),
@@ -43,6 +124,9 @@ def guidance(
         bool, typer.Option(help="Key steps as extract finds them, instead of reviewed ones.")
     ] = False,
     clusters: Annotated[int, typer.Option(help="K of --extracted; 0 chooses it.")] = 7,
+    steps: Annotated[
+        str, typer.Option(help="Only labels that begin so are steps; by default all.")
+    ] = "",
     tempo: Annotated[
         bool, typer.Option(help="Play every stretch and gap 0.6 to 1.6 times as fast, per seed.")
     ] = False,
@@ -54,99 +138,115 @@ def guidance(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all scores.")] = None,
 ) -> None:
     """Guidance from one recording: completions of other people's steps, beside what knows less."""
-    from keystep_models.measures import guidance_report as report
-    from keystep_models.steps.feature_folder import read_keystep_names
+    from keystep_models.measures.guidance_table import print_table
 
-    wanted = split_cues(cues)
-    everyone = _sessions(features, wanted)
-    if expert not in everyone:
-        raise ConfigError(f"no recording {expert!r} in {features}; there are {sorted(everyone)}")
-    runs = _runs(features, expert, wanted, model or [], train, seeds)
-    encoded = [_encoded(features, run, wanted) for run in runs]
-    own = everyone[expert]
-    segments = (
-        _extracted_segments(features, expert, wanted, clusters)
-        if extracted
-        else report.true_segments(own)
-    )
-    known = list(dict.fromkeys(s.step_id for s in report.true_segments(own)))
-    names = report.labels_of(segments, own) if extracted else None
-    rate_hz = _rate(features, expert)
-    chosen = only.split(",") if only else [name for name in everyone if name != expert]
-    if missing := [name for name in chosen if name not in everyone or name == expert]:
-        raise ConfigError(f"cannot test on {missing[0]!r}; it is no other recording's name")
-
-    def played(parts: Mapping[str, Any]) -> list[list[Session]]:
-        """The tested sessions, a list per seed."""
-        made = []
-        for seed in range(seeds if tempo else 1):
-            sessions = [replace(everyone[n], parts={**everyone[n].parts, **parts.get(n, {})})
-                        for n in chosen]  # fmt: skip
-            if tempo:
-                sessions = [report.with_tempo(s, seed, rate_hz) for s in sessions]
-            made.append([report.thinned(session, stride) for session in sessions])
-        return made
-
-    methods = list(_methods(own, segments, names, wanted, encoded, expert, rate_hz, stride, played))
+    experts = [name.strip() for name in expert.split(",") if name.strip()]
+    if len(experts) != 1 and (model or train or extracted or pictures):
+        raise ConfigError("--model, --train, --extracted and --pictures are for one --expert")
+    wanted, everyone = _sessions(features, None if cues is None else split_cues(cues))
+    trial = _Trial(
+        features=features, everyone=everyone, cues=wanted,
+        tested=tuple(name.strip() for name in only.split(",") if name.strip()), prefix=steps,
+        tempo_seeds=seeds if tempo else 0, stride=stride, tolerance_s=tolerance,
+        clusters=clusters if extracted else None,
+    )  # fmt: skip
     rows: dict[str, list[list[Trace]]] = {}
-    for method in methods:
-        rows[method.name] = [
-            [guide.follow(session, known, tolerance) for session in sessions]
+    for name in experts:
+        trial.learned(name)
+        runs = _runs(features, name, wanted, model or [], train, seeds)
+        encoded = [_encoded(features, run, wanted) for run in runs]
+        for method, traces in _rows(trial, name, encoded).items():
+            rows.setdefault(method, []).extend(traces)
+    title = f"Guidance from one recording, {'extracted' if extracted else 'reviewed'} key steps"
+    if len(experts) > 1:
+        title += f", {len(experts)} experts in turn"
+    title += f", {', '.join(wanted)}, {tolerance:g} s tolerance"
+    print_table(make_console(), title + (", tempo 0.6 to 1.6" if tempo else ""), rows)
+    if json_file is not None:
+        _write(json_file, rows, _known(trial, experts[0]))
+    if pictures is not None:
+        _draw(pictures, next(iter(rows.values()))[0], trial, experts[0])
+
+
+def _known(trial: _Trial, expert: str) -> list[int]:
+    """Labels of the expert's steps in order."""
+    from keystep_models.measures.guidance_report import true_segments
+
+    return list(dict.fromkeys(s.step_id for s in true_segments(trial.learned(expert))))
+
+
+def _rows(
+    trial: _Trial, expert: str, encoded: list[dict[str, Any]]
+) -> dict[str, list[list[Trace]]]:
+    """Every method's runs over the people that one expert is tested on."""
+    from keystep_models.measures.guidance_report import uniform_trace
+
+    known, tolerance_s = _known(trial, expert), trial.tolerance_s
+    rows: dict[str, list[list[Trace]]] = {}
+    for method in _methods(trial, expert, encoded):
+        rows.setdefault(method.name, []).extend(
+            [guide.follow(session, known, tolerance_s) for session in sessions]
             for guide in method.guides
             for sessions in method.sessions
-        ]
+        )
     rows["uniform, told the session's length"] = [
-        [report.uniform_trace(session, known, known, tolerance) for session in sessions]
-        for sessions in played({})
+        [uniform_trace(session, known, known, tolerance_s) for session in sessions]
+        for sessions in trial.played(expert, {})
     ]
-    _print(rows, tolerance, "extracted" if extracted else "reviewed", tempo)
-    if json_file is not None:
-        _write(json_file, rows, known)
-    if pictures is not None:
-        titles = dict(enumerate(read_keystep_names(features), start=1))
-        order = [s.step_id for s in segments] if extracted else known
-        _draw(pictures, rows[methods[0].name][0], order, titles, tolerance)
+    return rows
 
 
-def _methods(
-    own: Session, segments: Any, names: Any, cues: tuple[str, ...], encoded: list[dict[str, Any]],
-    expert: str, rate_hz: float, stride: int, played: Any,
-) -> Iterator[_Method]:  # fmt: skip
+def _methods(trial: _Trial, expert: str, encoded: list[dict[str, Any]]) -> Iterator[_Method]:
     from keystep_models.guidance.emissions import EmissionSettings
     from keystep_models.guidance.filter_settings import FilterSettings
-    from keystep_models.measures.guidance_report import Guide, thinned
+    from keystep_models.measures.guidance_report import Guide, labels_of, thinned, true_segments
 
-    filtering = FilterSettings(tick_rate_hz=rate_hz / stride)
+    own, stride, cues = trial.learned(expert), trial.stride, trial.cues
+    segments, names = true_segments(own), None
+    if trial.clusters is not None:
+        segments = _extracted_segments(trial.features, expert, cues, trial.clusters)
+        names = labels_of(segments, own)
+    filtering = FilterSettings(tick_rate_hz=trial.rate_hz / stride)
     usual = EmissionSettings()
     sparser = replace(usual, strength=usual.strength * stride)
     slow = [replace(s, start_tick=s.start_tick // stride, end_tick=s.end_tick // stride)
             for s in segments]  # fmt: skip
 
-    def make(expert_session: Session, parts: Sequence[str], emissions: EmissionSettings) -> Guide:
+    def guide(parts: Sequence[str], *, plain: bool = False, session: Session = own) -> Guide:
+        emissions = replace(sparser, shrinkage=1.0, part_shrinkages={}) if plain else sparser
         return Guide(
-            thinned(expert_session, stride), _apart(slow), parts=parts, emissions=emissions,
-            filtering=filtering, names=names,
+            thinned(session, stride), _apart(slow), parts=parts, emissions=emissions,
+            filtering=replace(filtering, level_share=0.0) if plain else filtering, names=names,
         )  # fmt: skip
 
-    sessions = played({})
-    yield _Method(name="key-step filter", guides=[make(own, cues, sparser)], sessions=sessions)
-    plain = replace(sparser, shrinkage=1.0)
+    sessions = trial.played(expert, {})
+    yield _Method(name="key-step filter", guides=[guide(cues)], sessions=sessions)
+    whole = (_WHOLE_PICTURE,)
+    beside = whole != cues and _WHOLE_PICTURE in own.parts
+    if beside:
+        yield _Method(
+            name="the same, whole picture", guides=[guide(whole)], sessions=sessions
+        )  # fmt: skip
     yield _Method(
-        name="the same, distances between raw features", guides=[make(own, cues, plain)],
+        name="plain distances of the same cues", guides=[guide(cues, plain=True)],
         sessions=sessions,
     )  # fmt: skip
-    if encoded:
-        for title, parts in (
-            ("the same, STEPs embeddings", [f"{_PREFIX}{cue}" for cue in cues]),
-            ("the same, raw and STEPs", [*cues, *(f"{_PREFIX}{cue}" for cue in cues)]),
-        ):
-            for run, parts_of in enumerate(encoded):
-                session = replace(own, parts={**own.parts, **parts_of[expert]})
-                yield _Method(
-                    name=f"{title}, run {run}", guides=[make(session, parts, sparser)],
-                    sessions=played(parts_of),
-                )  # fmt: skip
-    yield _Method(name="clock and order", guides=[make(own, (), sparser)], sessions=sessions)
+    if beside:
+        yield _Method(
+            name="plain distances, whole picture", guides=[guide(whole, plain=True)],
+            sessions=sessions,
+        )  # fmt: skip
+    for title, parts in (
+        ("the same, STEPs embeddings", [f"{_PREFIX}{cue}" for cue in cues]),
+        ("the same, raw and STEPs", [*cues, *(f"{_PREFIX}{cue}" for cue in cues)]),
+    ):
+        for run, parts_of in enumerate(encoded):
+            session = replace(own, parts={**own.parts, **parts_of[expert]})
+            yield _Method(
+                name=f"{title}, run {run}", guides=[guide(parts, session=session)],
+                sessions=trial.played(expert, parts_of),
+            )  # fmt: skip
+    yield _Method(name="clock and order", guides=[guide(())], sessions=sessions)
 
 
 def _apart(segments: Any) -> list[Any]:
@@ -159,31 +259,34 @@ def _apart(segments: Any) -> list[Any]:
     return found
 
 
-def _sessions(folder: Path, cues: tuple[str, ...]) -> dict[str, Session]:
+def _sessions(
+    folder: Path, cues: tuple[str, ...] | None
+) -> tuple[tuple[str, ...], dict[str, Session]]:
+    """The cues that are seen, and every recording with those and the whole picture's."""
+    from keystep_models.cues.gaze_crop import CUE as GAZE_APPEARANCE
     from keystep_models.guidance.emissions import PartRows
     from keystep_models.measures.guidance_report import Session
     from keystep_models.steps.feature_folder import read_folder
 
+    videos = read_folder(folder)
+    if cues is None:
+        at_gaze = all(GAZE_APPEARANCE in video.cues for video in videos)
+        cues = (GAZE_APPEARANCE if at_gaze else _WHOLE_PICTURE,)
     found = {}
-    for video in read_folder(folder):
+    for video in videos:
         if video.labels is None:
             raise DataError(f"{folder / video.name}: expected labels.npy, a key step per frame")
         if lost := [cue for cue in cues if cue not in video.cues]:
             raise DataError(f"{folder / video.name}: has no cue {lost[0]!r}")
         parts = {
             cue: PartRows(rows=video.cues[cue].features, valid=video.cues[cue].valid)
-            for cue in cues
+            for cue in dict.fromkeys((*cues, _WHOLE_PICTURE))
+            if cue in video.cues
         }
         found[video.name] = Session(
             name=video.name, parts=parts, labels=video.labels, times_s=video.times_s
         )
-    return found
-
-
-def _rate(folder: Path, name: str) -> float:
-    from keystep_models.steps.feature_folder import read_video
-
-    return read_video(folder / name).rate_hz
+    return cues, found
 
 
 def _runs(
@@ -251,29 +354,6 @@ def _extracted_segments(folder: Path, name: str, cues: tuple[str, ...], clusters
     return _apart(segments)
 
 
-def _print(rows: dict[str, list[list[Trace]]], tolerance: float, steps: str, tempo: bool) -> None:
-    import numpy as np
-    from rich.table import Table
-
-    title = f"Guidance from one recording, {steps} key steps, {tolerance:g} s tolerance"
-    table = Table(title=title + (", tempo 0.6 to 1.6" if tempo else ""), title_justify="left")
-    table.add_column("method")
-    for name in ("precision", "recall", "F1", "delay, median s", "mean s", "retracted", "runs"):
-        table.add_column(name, justify="right")
-    for name, runs in rows.items():
-        columns = []
-        for measure in ("precision", "recall", "f1"):
-            # The spread is over people; runs of one person are averaged first.
-            of = np.array([[getattr(t.score, measure) for t in run] for run in runs]).mean(axis=0)
-            error = of.std(ddof=1) / np.sqrt(len(of)) if len(of) > 1 else 0.0
-            columns.append(f"{of.mean():.3f} ± {error:.3f}")
-        delays = [d for run in runs for t in run for d in t.score.delays_s]
-        columns += [f"{np.median(delays):.1f}", f"{np.mean(delays):.1f}"] if delays else ["-", "-"]
-        columns.append(f"{np.mean([t.score.retracted for run in runs for t in run]):.2f}")
-        table.add_row(name, *columns, str(len(runs)))
-    make_console().print(table)
-
-
 def _write(path: Path, rows: dict[str, list[list[Trace]]], order: list[int]) -> None:
     from keystep_models.measures.guidance_report import inversions
     from keystep_models.steps.feature_folder import write_json
@@ -298,15 +378,18 @@ def _write(path: Path, rows: dict[str, list[list[Trace]]], order: list[int]) -> 
     write_json(path, document)
 
 
-def _draw(
-    folder: Path, traces: Sequence[Trace], order: list[int], titles: Mapping[int, str],
-    tolerance: float,
-) -> None:  # fmt: skip
+def _draw(folder: Path, traces: Sequence[Trace], trial: _Trial, expert: str) -> None:
     import cv2
 
     from keystep_models.measures.guidance_picture import draw_trace
+    from keystep_models.steps.feature_folder import read_keystep_names
 
+    titles = dict(enumerate(read_keystep_names(trial.features), start=1))
+    order = _known(trial, expert)
+    if trial.clusters is not None:
+        found = _extracted_segments(trial.features, expert, trial.cues, trial.clusters)
+        order = [segment.step_id for segment in found]
     folder.mkdir(parents=True, exist_ok=True)
     for trace in sorted(traces, key=lambda t: t.score.f1)[:3]:
-        image = draw_trace(trace, order, titles, tolerance_s=tolerance)
+        image = draw_trace(trace, order, titles, tolerance_s=trial.tolerance_s)
         cv2.imwrite(str(folder / f"{trace.session.name}.png"), image)
