@@ -17,7 +17,7 @@ import structlog
 
 from keystep_capture.errors import ConfigError, DataError, NotFoundError
 from keystep_models.bundles.bundle import Bundle, read_bundle
-from keystep_models.cues import motion_cue, sensor_cues
+from keystep_models.cues import gaze_crop, motion_cue, sensor_cues
 from keystep_models.guidance.bundle_recogniser import BundleRecogniser, check_fits
 from keystep_models.incremental.encoders import IncrementalEncoders
 from keystep_models.incremental.session_slot import SessionSlot
@@ -128,17 +128,19 @@ class BundleShelf:
                 f"bundle {bundle.id[:12]} needs the cue {cue!r}, which live sessions do not have"
                 f" (they have {', '.join(sorted(LIVE_CUES))}); extract again without it"
             )
-        here: object = sensor_cues.VERSION
-        field = "version"
+        here: dict[str, object] = {"version": sensor_cues.VERSION}
         if cue == "appearance":
-            field, here = "sha256", self._appearance_sha256
+            here = {"sha256": self._appearance_sha256}
+        elif cue == gaze_crop.CUE:
+            here = {"sha256": self._appearance_sha256, "version": gaze_crop.VERSION}
         elif cue == "motion":
-            here = motion_cue.VERSION
-        if source.get(field, here) != here:
-            raise ConfigError(
-                f"bundle {bundle.id[:12]} was made with another extractor of {cue} ({field}"
-                f" {str(source[field])[:64]}) than this server has ({here}); extract again"
-            )
+            here = {"version": motion_cue.VERSION}
+        for field, own in here.items():
+            if source.get(field, own) != own:
+                raise ConfigError(
+                    f"bundle {bundle.id[:12]} was made with another extractor of {cue} ({field}"
+                    f" {str(source[field])[:64]}) than this server has ({own}); extract again"
+                )
 
     def follow(self, procedure: Procedure) -> BundleRecogniser:
         """A recogniser at the start of a session; its `close` gives back what it holds.

@@ -41,12 +41,24 @@ class ArrayState(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", ta
         return np.frombuffer(self.data, np.dtype(self.dtype)).reshape(self.shape).copy()
 
 
+class ViewState(msgspec.Struct, frozen=True, kw_only=True):
+    """A picture that is cut around the gaze point when its tick is complete: PNG, no loss."""
+
+    png: bytes
+    intrinsics: tuple[float, float, float, float]
+    world_from_camera: ArrayState
+
+
 class FrameState(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="frame"):
-    """The leading value of a tick; `small`: its picture for the motion cue, `seen`: detections."""
+    """The leading value of a tick.
+
+    `small`: its picture for the motion cue, `seen`: detections, `view`: for the gaze point.
+    """
 
     embedding: ArrayState | None = None
     small: ArrayState | None = None
     seen: ArrayState | None = None
+    view: ViewState | None = None
 
 
 ValueState: TypeAlias = ArrayState | FrameState | None

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from av.video.frame import VideoFrame
 
-from keystep_capture.align import Tick
+from keystep_capture.align import AlignerState, Tick
 from keystep_capture.clock import Clock
 from keystep_capture.errors import (
     DataError,
@@ -36,6 +36,8 @@ from keystep_capture.streams import STREAMS
 from keystep_capture.video import GapFilter, PacketDecoder, is_keyframe
 from keystep_capture.wire import PacketHeader
 from keystep_models.cues.appearance_cue import CROP, AppearancePreprocessing
+from keystep_models.cues.gaze_crop import CUE as GAZE_APPEARANCE
+from keystep_models.cues.gaze_crop import ViewMaker
 from keystep_models.cues.motion_cue import MotionPreprocessing
 from keystep_models.detector.detecting_recogniser import DETECTIONS
 from keystep_models.psr.logic import Detection
@@ -131,6 +133,7 @@ class SessionPipeline:
         self.left_out: Counter[str] = Counter()  # ticks without an embedding, by reason
         self.recorder = recorder
         self._preprocessing, self._small = AppearancePreprocessing(), MotionPreprocessing()
+        self._views = ViewMaker()
         self._decoder: tuple[tuple[int, str], PacketDecoder, GapFilter] | None = None
         self._size: tuple[int, int] | None = None
         pictures = self._following is not None and self._following.needs_pictures
@@ -173,8 +176,10 @@ class SessionPipeline:
         first = aligner.first_waiting
         if first is None or header.device_time_ns < first.device_time_ns:
             return True
-        # Where it is not done, `on_feature` is told.
-        return isinstance(first.value, Frame) and not first.value.is_done
+        frame = first.value
+        if not isinstance(frame, Frame) or frame.view is not None:  # it is cut when complete
+            return False
+        return not frame.is_done  # then `on_feature` is told
 
     def is_light(self, headers: Iterable[PacketHeader]) -> bool:
         """Whether working packets off takes no longer than handing them to another thread."""
@@ -289,14 +294,16 @@ class SessionPipeline:
 
     def mark(self) -> PipelineMark:
         """Note this moment; only while no packet is being processed."""
-        following = self._following
+        following, aligned = self._following, self._ticks.state()
+        if aligned is not None:
+            aligned = _as_now(aligned[0]), aligned[1]
         looked_at = self.ticks.row_count + self._looked_at
         return PipelineMark(
             row_count=self.ticks.row_count,
             feature_count=self.ticks.feature_count,
             detection_count=self.detection_count,
             waiting=tuple(each.frame for each in self._waiting),
-            aligned=self._ticks.state(),
+            aligned=aligned,
             recorded=self.recorder.mark(),
             following=None if following is None else following.state(looked_at),
             hands=following is not None and following.wants_hands,
@@ -386,6 +393,8 @@ class SessionPipeline:
             self._preprocessing.from_video_frame(frame, row[0])
             if self._following is not None and self._following.wants_motion:
                 leads.small = self._small.from_video_frame(frame)
+            if self._following is not None and self._following.wants_view:
+                leads.view = self._views.view(frame, header.intrinsics, header.pose)
             leads.future = self._submit(row, leads)
             if self._detector is not None:
                 leads.seen = self._look_for_states(self._detector, frame)
@@ -453,8 +462,11 @@ class SessionPipeline:
         """Take a tick that is complete."""
         kept = _Waiting(tick=tick, epoch=epoch, frame=frame_of(tick))
         if self._following is not None:
-            small = None if kept.frame is None else kept.frame.small
-            kept.cues = self._following.describe(tick, epoch, small)
+            frame = kept.frame or Frame(0)
+            kept.cues, crop = self._following.describe(tick, epoch, frame.small, frame.view)
+            if crop is not None:
+                frame.at_gaze = self._submit_crop(crop, frame)
+            frame.view = None  # it is large
         self._waiting.append(kept)
 
     def _settle_ticks(self, outcome: Outcome, *, wait: bool = False) -> None:
@@ -472,15 +484,24 @@ class SessionPipeline:
             self._looked_at += 1
             if each.cues is None:
                 continue
-            if self._detector is not None and each.frame is not None:
-                row = each.frame.detections
-                each.cues = replace(each.cues, rows={**each.cues.rows, DETECTIONS: row})
+            if each.frame is not None:
+                each.cues = self._with_seen(each.cues, each.frame)
             report = following.look(each.cues, embedding, paused=self.paused)
             if report is not None:
                 received_ns = each.frame.received_ns if each.frame is not None else self._clock()
                 time_ns = each.tick.device_time_ns
                 seen = self._sighting(each.cues.index, time_ns, each.epoch, received_ns)
                 outcome.add(report, seen)
+
+    def _with_seen(self, tick: CueTick, frame: Frame) -> CueTick:
+        """A tick with what networks beside the appearance one saw in its frame."""
+        seen = {}
+        if self._detector is not None:
+            seen[DETECTIONS] = frame.detections
+        if frame.at_gaze is not None:
+            seen[GAZE_APPEARANCE] = frame.gaze_appearance
+            self.left_out["gaze_crop"] += frame.gaze_appearance is None
+        return replace(tick, rows={**tick.rows, **seen}) if seen else tick
 
     def _sighting(self, index: int, time_ns: int, epoch: int, received_ns: int) -> Sighting:
         return Sighting(
@@ -538,6 +559,21 @@ class SessionPipeline:
         future.add_done_callback(lambda _: self._note_done(frame))
         return future
 
+    def _submit_crop(self, crop: npt.NDArray[np.uint8], frame: Frame) -> Future[npt.NDArray[Any]]:
+        """Have what is around the gaze point looked at; a request of its own, batched as all are.
+
+        Its tick is complete only now, while the whole picture went in when it was decoded.
+        """
+        future: Future[npt.NDArray[Any]]
+        try:
+            future = self._run(self._model, crop[None])
+        except KeystepError as error:  # the tick goes on without
+            future = Future()
+            future.set_exception(error)
+            return future
+        future.add_done_callback(lambda _: self._note_done(frame))
+        return future
+
     def _run(self, model: str, row: npt.NDArray[Any]) -> Future[npt.NDArray[Any]]:
         if self._lossless:
             self._await_room()
@@ -567,6 +603,15 @@ class SessionPipeline:
             gaps = GapFilter(independent=header.encoding == "jpeg")
             self._decoder = key, PacketDecoder(header.encoding), gaps
         return self._decoder[1], self._decoder[2]
+
+
+def _as_now(state: AlignerState) -> AlignerState:
+    """A state whose frames keep their pictures, though their ticks become complete."""
+    waiting = [
+        replace(each, value=replace(each.value)) if isinstance(each.value, Frame) else each
+        for each in state.waiting
+    ]
+    return replace(state, waiting=tuple(waiting))
 
 
 def _is_rgb(item: Item) -> bool:

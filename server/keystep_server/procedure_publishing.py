@@ -1,7 +1,8 @@
 """From reviewed key steps to a procedure that the next session can be guided by.
 
 The steps are those of a revision. What tells them apart are the features of the session's own
-recording: of the bundle that an extraction job left, else those that were stored live.
+recording: of the bundle that an extraction job left, else those of what was around the gaze
+point, made now, or without gaze those of whole pictures, which were stored live.
 """
 
 from __future__ import annotations
@@ -14,24 +15,30 @@ from typing import Any
 from uuid import uuid4
 
 import numpy as np
+import numpy.typing as npt
 import structlog
 
 from keystep_capture.errors import DataError, NotFoundError, StateError
 from keystep_models.bundles.bundle import Bundle, read_bundle
 from keystep_models.bundles.from_recording import (
+    WHOLE_PICTURE,
     RecordedCue,
     TimedStep,
     make_raw_bundle,
     segments_of,
+    whole_picture_source,
+    why_not_gaze,
 )
 from keystep_models.bundles.making import recompile
 from keystep_models.bundles.procedure_of_bundle import ReviewedStep, procedure_of_bundle
+from keystep_models.cues.gaze_crop import CUE as GAZE_APPEARANCE
 from keystep_models.cues.tick_timeline import TickTimeline
 from keystep_models.guidance.emissions import PartRows
 from keystep_models.psr.procedure import Procedure
 from keystep_models.steps.feature_folder import read_video
 from keystep_server.bundle_shelf import BundleShelf
-from keystep_server.features import APPEARANCE, EMBEDDING_SIZE, read_ticks
+from keystep_server.features import APPEARANCE, read_ticks
+from keystep_server.gaze_features import recorded_gaze_cue
 from keystep_server.key_steps import ModelIdentity
 from keystep_server.procedure_shelf import ProcedureShelf
 from keystep_server.storage import KeyStep, KeyStepRevision, Session, SessionState, Store
@@ -62,6 +69,7 @@ class ProcedurePublisher:
         *,
         data_dir: Path,
         appearance: ModelIdentity,
+        appearance_manifest: Path,
         rate_hz: float,
     ) -> None:
         """Take what it stands on.
@@ -72,6 +80,7 @@ class ProcedurePublisher:
             bundles: Where bundles go.
             data_dir: Has the sessions' folders.
             appearance: The model that made the features stored live.
+            appearance_manifest: Of that model.
             rate_hz: Ticks a second of those.
         """
         self._store = store
@@ -79,6 +88,7 @@ class ProcedurePublisher:
         self._bundles = bundles
         self._data_dir = data_dir
         self._appearance = appearance
+        self._appearance_manifest = appearance_manifest
         self._rate_hz = rate_hz
 
     def publish(
@@ -94,7 +104,7 @@ class ProcedurePublisher:
 
         Raises:
             NotFoundError: There is no such revision, or the features are no longer there.
-            StateError: The session is not closed.
+            StateError: The session is not closed, or is being published.
             DataError: The name cannot be one, or the key steps cannot be told apart.
             OSError: The disk does not take it.
         """
@@ -133,24 +143,42 @@ class ProcedurePublisher:
     def _of_stored_features(
         self, session_id: str, timed: Sequence[TimedStep], folder: Path
     ) -> Bundle:
-        """A bundle of the appearance features that were stored while the session ran."""
-        ticks = read_ticks(self._data_dir / "sessions" / session_id / "ticks.rows")
+        """A bundle of what is around the gaze point, or of the whole pictures' stored features."""
+        session = self._data_dir / "sessions" / session_id
+        ticks = read_ticks(session / "ticks.rows")
         if not ((ticks["cues"] & APPEARANCE) != 0).any():
             raise NotFoundError(f"session {session_id} has no stored features; extract it again")
+        times_s, places = self._timeline(ticks)
+        cue = recorded_gaze_cue(session, ticks, self._appearance_manifest, self._rate_hz)
+        if isinstance(cue, RecordedCue):
+            at_gaze = _on_timeline(cue, places, len(times_s))
+            reason = why_not_gaze(at_gaze.rows.valid, segments_of(timed, times_s))
+        else:
+            reason = cue
+        if reason is None:
+            cues = {GAZE_APPEARANCE: at_gaze}
+        else:
+            stored = RecordedCue(
+                rows=PartRows(rows=ticks["appearance"], valid=(ticks["cues"] & APPEARANCE) != 0),
+                source=whole_picture_source(
+                    {"model": self._appearance.name, "sha256": self._appearance.sha256}, reason
+                ),
+            )
+            cues = {WHOLE_PICTURE: _on_timeline(stored, places, len(times_s))}
+            log.warning("published by the whole picture", session=session_id, because=reason)
+        return make_raw_bundle(folder, cues, timed, times_s, self._rate_hz)
+
+    def _timeline(
+        self, ticks: npt.NDArray[np.void]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+        """Times of the timeline, s, (T,), and where on it the ticks lie."""
         timeline = TickTimeline(self._rate_hz)
-        places = [timeline.place(int(t["epoch"]), int(t["device_time_ns"])) for t in ticks]
-        count = timeline.count
-        rows = np.zeros((count, EMBEDDING_SIZE), np.float32)
-        valid, times_ns = np.zeros(count, np.bool_), np.zeros(count, np.int64)
-        for place, tick in zip(places, ticks, strict=True):
+        placed = [timeline.place(int(t["epoch"]), int(t["device_time_ns"])) for t in ticks]
+        times_ns = np.zeros(timeline.count, np.int64)
+        for place in placed:
             times_ns[place.index - len(place.missing_ns) : place.index] = place.missing_ns
-            rows[place.index], times_ns[place.index] = tick["appearance"], place.time_ns
-            valid[place.index] = bool(tick["cues"] & APPEARANCE)
-        cue = RecordedCue(
-            rows=PartRows(rows=rows, valid=valid),
-            source={"model": self._appearance.name, "sha256": self._appearance.sha256},
-        )
-        return make_raw_bundle(folder, {"appearance": cue}, timed, times_ns / 1e9, self._rate_hz)
+            times_ns[place.index] = place.time_ns
+        return times_ns / 1e9, np.array([place.index for place in placed], np.int64)
 
     # -- pictures --------------------------------------------------------------------------------
 
@@ -173,6 +201,14 @@ class ProcedurePublisher:
             raise NotFoundError(f"a key step's picture is no longer there: {error}") from None
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+
+
+def _on_timeline(cue: RecordedCue, places: npt.NDArray[np.int64], tick_count: int) -> RecordedCue:
+    """A cue of ticks with those between them that stand for gaps, which lack it."""
+    rows = np.zeros((tick_count, cue.rows.rows.shape[1]), np.float32)
+    valid = np.zeros(tick_count, np.bool_)
+    rows[places], valid[places] = cue.rows.rows, cue.rows.valid
+    return RecordedCue(rows=PartRows(rows=rows, valid=valid), source=cue.source)
 
 
 def _timed(step: KeyStep, number: int) -> TimedStep:

@@ -191,6 +191,7 @@ async def running_server(
                     chooser.bundles,
                     data_dir=config.data_dir.resolve(),
                     appearance=identity,
+                    appearance_manifest=model_manifest_path(config),
                     rate_hz=config.feature_rate_hz,
                 ),
             )

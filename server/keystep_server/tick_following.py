@@ -17,18 +17,22 @@ import structlog
 
 from keystep_capture.align import Tick
 from keystep_capture.errors import DataError, KeystepError
+from keystep_models.cues.gaze_crop import CUE as GAZE_APPEARANCE
+from keystep_models.cues.gaze_crop import PictureView
 from keystep_models.cues.tick_cues import CUE_SIZES, TickCues, TickInput
 from keystep_models.detector.detecting_recogniser import DETECTIONS, DETECTIONS_SIZE
 from keystep_models.psr.recogniser import CueTick, FrameReport, TickRecogniser
 from keystep_server.checkpoint import FollowingState
 from keystep_server.cue_rows import CueRows
-from keystep_server.features import APPEARANCE, read_ticks
+from keystep_server.features import APPEARANCE, EMBEDDING_SIZE, read_ticks
 from keystep_server.storage import Branch
 
 FILE = "cues.rows"
-LIVE_CUES = frozenset({"appearance", "motion", "gaze", "head", "left_hand", "right_hand"})
+LIVE_CUES = frozenset(
+    {"appearance", GAZE_APPEARANCE, "motion", "gaze", "head", "left_hand", "right_hand"}
+)
 """The cues that a live session's ticks have."""
-_OF_PICTURES = frozenset({"appearance", "motion", DETECTIONS})
+_OF_PICTURES = frozenset({"appearance", GAZE_APPEARANCE, "motion", DETECTIONS})
 _MAX_TROUBLES = 3  # told in the log; all are counted
 
 log = structlog.get_logger(__name__)
@@ -50,6 +54,8 @@ class TickFollowing:
         sizes = {cue: CUE_SIZES[cue] for cue in self._cues.cues}
         if DETECTIONS in recogniser.cues:
             sizes[DETECTIONS] = DETECTIONS_SIZE
+        if self.wants_view:
+            sizes[GAZE_APPEARANCE] = EMBEDDING_SIZE
         self._folder = folder
         self._rows = CueRows(folder / FILE, sizes)
         self.failed_count = 0
@@ -58,6 +64,11 @@ class TickFollowing:
     def wants_motion(self) -> bool:
         """Whether motion is one of its cues."""
         return "motion" in self._cues.cues
+
+    @property
+    def wants_view(self) -> bool:
+        """Whether what is around the gaze point is one of its cues."""
+        return self._cues.cuts_at_gaze
 
     @property
     def wants_hands(self) -> bool:
@@ -76,17 +87,29 @@ class TickFollowing:
             return Branch.ASSEMBLY_STATE
         return Branch.KEY_STEP_FILTER
 
-    def describe(self, tick: Tick, epoch: int, small: npt.NDArray[np.uint8] | None) -> CueTick:
-        """Make a tick's cues, all but appearance and detections; ticks come in order."""
+    def describe(
+        self,
+        tick: Tick,
+        epoch: int,
+        small: npt.NDArray[np.uint8] | None,
+        view: PictureView | None = None,
+    ) -> tuple[CueTick, npt.NDArray[np.uint8] | None]:
+        """Make a tick's cues, all that need no network; ticks come in order.
+
+        Returns:
+            The tick, and what is around the gaze point, uint8 (224, 224, 3), for the appearance
+            model; None where that is no cue or not to be had.
+        """
         place, rows = self._cues.take(
             TickInput(
                 epoch=epoch,
                 device_time_ns=tick.device_time_ns,
                 small=small,
                 samples={name: _array(sample) for name, sample in tick.samples.items()},
+                view=view,
             )
         )
-        return CueTick(index=place.index, rows=rows)
+        return CueTick(index=place.index, rows=rows), self._cues.crop
 
     def look(
         self, tick: CueTick, embedding: npt.NDArray[np.float32] | None, *, paused: bool

@@ -6,13 +6,16 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
 from keystep_capture.align import Tick
 from keystep_capture.errors import StateError
-from keystep_server.checkpoint import ArrayState, FrameState, ValueState
+from keystep_models.cues.gaze_crop import PictureView
+from keystep_server.checkpoint import ArrayState, FrameState, ValueState, ViewState
 
+_FAST = (int(cv2.IMWRITE_PNG_COMPRESSION), 1)
 _IN_ROWS = frozenset({"gaze", "head"})
 
 
@@ -26,6 +29,8 @@ class Frame:
         done_ns: When that was there.
         small: Its picture for the motion cue, where that is one.
         seen: Its row of detections on its way, where the session has a detector.
+        view: Its picture until its tick is complete, where what is around the gaze point is a cue.
+        at_gaze: What the appearance model makes of that, on its way.
     """
 
     received_ns: int
@@ -33,11 +38,14 @@ class Frame:
     done_ns: int = 0
     small: npt.NDArray[np.uint8] | None = None
     seen: Future[npt.NDArray[np.float32]] | None = None
+    view: PictureView | None = None
+    at_gaze: Future[npt.NDArray[Any]] | None = None
 
     @property
     def is_done(self) -> bool:
-        """Whether its embedding and its detections are there, or will never be."""
-        return all(each is None or each.done() for each in (self.future, self.seen))
+        """Whether all that is on its way for it is there, or will never be."""
+        on_their_way = (self.future, self.seen, self.at_gaze)
+        return all(each is None or each.done() for each in on_their_way)
 
     @property
     def detections(self) -> npt.NDArray[np.float32] | None:
@@ -45,6 +53,14 @@ class Frame:
         if self.seen is None or self.seen.exception() is not None:
             return None
         return self.seen.result()
+
+    @property
+    def gaze_appearance(self) -> npt.NDArray[np.float32] | None:
+        """The row of what is around the gaze point, waits for it; None where there is none."""
+        if self.at_gaze is None or self.at_gaze.exception() is not None:
+            return None
+        row: npt.NDArray[np.float32] = self.at_gaze.result()[0]
+        return row
 
     @property
     def has_embedding(self) -> bool:
@@ -83,7 +99,8 @@ def encode_sample(stream: str, value: object, *, hands: bool) -> ValueState:
             embedding = ArrayState.of(value.future.result())
         row = value.detections
         seen = None if row is None else ArrayState.of(row)
-        return FrameState(embedding=embedding, small=small, seen=seen)
+        view = None if value.view is None else _encode_view(value.view)
+        return FrameState(embedding=embedding, small=small, seen=seen, view=view)
     if value is None:
         return None
     kept = stream in _IN_ROWS or (hands and stream == "hands")
@@ -99,7 +116,8 @@ def decode_sample(state: ValueState) -> object:
     if state is None:
         return None
     small = None if state.small is None else np.asarray(state.small.array(), np.uint8)
-    frame = Frame(received_ns=0, small=small)
+    view = None if state.view is None else _decode_view(state.view)
+    frame = Frame(received_ns=0, small=small, view=view)
     if state.embedding is not None:
         frame.future = Future()
         frame.future.set_result(state.embedding.array())
@@ -107,3 +125,24 @@ def decode_sample(state: ValueState) -> object:
         frame.seen = Future()
         frame.seen.set_result(np.asarray(state.seen.array(), np.float32))
     return frame
+
+
+def _encode_view(view: PictureView) -> ViewState:
+    done, encoded = cv2.imencode(".png", view.pixels, _FAST)
+    assert done
+    return ViewState(
+        png=encoded.tobytes(),
+        intrinsics=view.intrinsics,
+        world_from_camera=ArrayState.of(view.world_from_camera),
+    )
+
+
+def _decode_view(state: ViewState) -> PictureView:
+    pixels = cv2.imdecode(np.frombuffer(state.png, np.uint8), cv2.IMREAD_COLOR)
+    if pixels is None:
+        raise ValueError("a tick's picture cannot be decoded")
+    return PictureView(
+        pixels=np.asarray(pixels, np.uint8),
+        intrinsics=state.intrinsics,
+        world_from_camera=np.asarray(state.world_from_camera.array(), np.float64).reshape(4, 4),
+    )

@@ -31,6 +31,7 @@ from keystep_capture import wire
 from keystep_capture.errors import ConfigError, KeystepError, NotFoundError
 from keystep_capture.samples import find_sample
 from keystep_capture.sender import Callbacks, Sender, Source
+from keystep_models.cues.appearance_cue import appearance_manifest_path
 from keystep_server.app import AppDeps, Check, create_app
 from keystep_server.bundle_shelf import BundleShelf
 from keystep_server.commands import CommandOutcome
@@ -121,6 +122,7 @@ class Rig:
             self.chooser.bundles,
             data_dir=self.config.data_dir,
             appearance=ModelIdentity(name="appearance", sha256="0" * 64),
+            appearance_manifest=appearance_manifest_path(),
             rate_hz=10.0,
         )
         self.jobs = JobRunner(

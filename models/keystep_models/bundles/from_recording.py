@@ -18,12 +18,16 @@ from numpy.typing import NDArray
 from keystep_capture.errors import DataError
 from keystep_models.bundles.bundle import Bundle
 from keystep_models.bundles.making import ExpertPart, make_bundle
+from keystep_models.cues.gaze_crop import CUE as GAZE_APPEARANCE
 from keystep_models.guidance.emissions import PartRows
 from keystep_models.guidance.filter_settings import FilterSettings
 from keystep_models.guidance.step_timing import ExpertSegment
 
-PREFERRED_CUES: Final = ("appearance",)
-"""Parts of a bundle where nothing else is chosen: more cues were not better (docs/guidance.md)."""
+WHOLE_PICTURE: Final = "appearance"
+LEAST_GAZE_SHARE: Final = 0.5
+"""Of the ticks in steps: with less of it, a bundle looks at the whole picture."""
+INSTEAD_OF: Final = "instead_of"
+BECAUSE: Final = "because"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +53,35 @@ class RecordedCue:
 
     rows: PartRows
     source: Mapping[str, Any]
+
+
+def why_not_gaze(valid: NDArray[np.bool_] | None, segments: Sequence[ExpertSegment]) -> str | None:
+    """Why a bundle is not made of what is around the expert's gaze, but of the whole picture.
+
+    Args:
+        valid: Where the cue is there, (T,); None where it is not at all.
+        segments: The key steps.
+
+    Returns:
+        None: it can be. Guidance by it is better (docs/guidance.md).
+    """
+    if valid is None:
+        return "the recording has no gaze, or no camera poses"
+    by_step: dict[int, list[bool]] = {}
+    for segment in segments:
+        own = valid[segment.start_tick : segment.end_tick + 1]
+        by_step.setdefault(segment.step_id, []).extend(own.tolist())
+    share = float(np.mean([there for step in by_step.values() for there in step]))
+    if share < LEAST_GAZE_SHARE:
+        return f"gaze is there in {100 * share:.0f} % of the steps' time only"
+    if lost := [step_id for step_id, step in by_step.items() if not any(step)]:
+        return f"step {lost[0]} has no gaze"
+    return None
+
+
+def whole_picture_source(source: Mapping[str, Any], reason: str) -> dict[str, Any]:
+    """The provenance of a part that stands in for what is around the gaze point."""
+    return {**source, INSTEAD_OF: GAZE_APPEARANCE, BECAUSE: reason}
 
 
 def make_raw_bundle(

@@ -113,7 +113,8 @@ def extract(
     Stopped and called again with the same choices, it goes on where it was.
     """
     from keystep_models.cues.appearance_cue import appearance_manifest_path
-    from keystep_models.steps.cue_extraction import BUILT_IN_CUES, CueChoice
+    from keystep_models.cues.gaze_crop import CUE as GAZE_APPEARANCE
+    from keystep_models.steps.cue_extraction import BUILT_IN_CUES, CueChoice, takes_crops
     from keystep_models.steps.recording_source import open_recording
     from keystep_models.steps.settings import ExtractionSettings
 
@@ -145,10 +146,14 @@ def extract(
     )  # fmt: skip
     if lost := [cue for cue in settings.inference_cues if cue not in training.cues]:
         raise ConfigError(f"--inference-cues names {lost[0]!r}, which is not trained on")
+    built_in = [cue for cue in training.cues if cue not in files and cue not in models]
+    manifest = appearance_model or appearance_manifest_path()
+    if bundle and GAZE_APPEARANCE not in built_in and takes_crops(manifest):
+        built_in.append(GAZE_APPEARANCE)  # not trained on: what the bundle looks at
     choice = CueChoice(
-        cues=tuple(cue for cue in training.cues if cue not in files and cue not in models),
+        cues=tuple(built_in),
         rate_hz=tick_rate,
-        appearance_manifest=appearance_model or appearance_manifest_path(),
+        appearance_manifest=manifest,
         files=files,
         models=models,
         threads=threads,

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from keystep_capture.errors import ConfigError, DataError
 from keystep_capture.folder_lock import locked_folder
+from keystep_models.bundles.from_recording import BECAUSE, INSTEAD_OF
 from keystep_models.steps.adapted import join_cues
 from keystep_models.steps.cue_extraction import CueChoice, extract_features
 from keystep_models.steps.feature_folder import VideoFeatures, write_json
@@ -121,15 +122,22 @@ def _bundle(
     plan: ExtractionPlan,
     encoders: Path | None,
 ) -> tuple[str | None, list[str]]:
-    """The id of a recording's bundle, and why there is none."""
+    """The id of a recording's bundle, and why there is none or it looks at something else."""
     if plan.bundle == "none":
         shutil.rmtree(folder / FOLDER, ignore_errors=True)
         return None, []
     try:
-        return write_bundle(folder, video, found, encoders).id, []
+        bundle = write_bundle(folder, video, found, encoders)
     except DataError as error:
         shutil.rmtree(folder / FOLDER, ignore_errors=True)
         return None, [f"no bundle was made: {error}"]
+    notes = [
+        f"the bundle looks at {part.cue} instead of {part.source[INSTEAD_OF]}:"
+        f" {part.source[BECAUSE]}"
+        for part in bundle.document.parts
+        if INSTEAD_OF in part.source
+    ]
+    return bundle.id, notes
 
 
 def _features(source: RecordingSource, plan: ExtractionPlan, tell: Progress) -> VideoFeatures:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -11,11 +12,19 @@ import numpy as np
 
 from keystep_capture.errors import DataError
 from keystep_models.bundles.bundle import Bundle
-from keystep_models.bundles.from_recording import PREFERRED_CUES, TimedStep, segments_of
+from keystep_models.bundles.from_recording import (
+    WHOLE_PICTURE,
+    TimedStep,
+    segments_of,
+    whole_picture_source,
+    why_not_gaze,
+)
 from keystep_models.bundles.making import ExpertPart, make_bundle
+from keystep_models.cues.gaze_crop import CUE as GAZE_APPEARANCE
 from keystep_models.cues.tick_cues import CUE_SIZES
 from keystep_models.guidance.emissions import PartRows
 from keystep_models.guidance.filter_settings import FilterSettings
+from keystep_models.guidance.step_timing import ExpertSegment
 from keystep_models.incremental.encoders import IncrementalEncoders
 from keystep_models.incremental.session_slot import SessionSlot
 from keystep_models.steps.feature_folder import VideoFeatures
@@ -25,7 +34,7 @@ from keystep_models.training.export_incremental import export_incremental
 from keystep_models.training.train_steps import Progress, run_name, train_steps
 
 FOLDER: Final = "bundle"
-_LIVE: Final = frozenset({"appearance", *CUE_SIZES}) - {"gaze_stack"}
+_LIVE: Final = frozenset({WHOLE_PICTURE, GAZE_APPEARANCE, *CUE_SIZES}) - {"gaze_stack"}
 
 
 def train_encoders(
@@ -92,7 +101,8 @@ def write_bundle(
         )
         for number, each in enumerate(found.segments, start=1)
     ]
-    parts = _raw_parts(video)
+    segments = segments_of(steps, video.times_s)
+    parts = _raw_parts(video, segments)
     if encoders is not None:
         parts |= _encoded_parts(video, encoders)
     target, draft = folder / FOLDER, folder / f".{FOLDER}"
@@ -100,7 +110,7 @@ def write_bundle(
     bundle = make_bundle(
         draft,
         parts,
-        segments_of(steps, video.times_s),
+        segments,
         encoders=encoders,
         filtering=FilterSettings(tick_rate_hz=video.rate_hz),
     )
@@ -109,22 +119,26 @@ def write_bundle(
     return bundle
 
 
-def _raw_parts(video: VideoFeatures) -> dict[str, ExpertPart]:
-    there = [cue for cue in PREFERRED_CUES if cue in video.cues]
-    there = there or [cue for cue in video.cues if cue in _LIVE]
+def _raw_parts(video: VideoFeatures, segments: Sequence[ExpertSegment]) -> dict[str, ExpertPart]:
+    """What is around the gaze point; without it the whole picture; without that, what there is."""
+    at_gaze = video.cues.get(GAZE_APPEARANCE)
+    reason = why_not_gaze(None if at_gaze is None else at_gaze.valid, segments)
+    if reason is None:
+        return {GAZE_APPEARANCE: _raw_part(video, GAZE_APPEARANCE)}
+    if WHOLE_PICTURE in video.cues:
+        part = _raw_part(video, WHOLE_PICTURE)
+        source = whole_picture_source(part.source, reason)
+        return {WHOLE_PICTURE: replace(part, source=source)}
+    there = [cue for cue in video.cues if cue in _LIVE - {GAZE_APPEARANCE}]
     if not there:
         raise DataError(f"{video.name}: no cue of it can be had live")
-    return {
-        cue: ExpertPart(
-            cue=cue,
-            is_encoded=False,
-            rows=PartRows(
-                rows=np.array(video.cues[cue].features), valid=np.array(video.cues[cue].valid)
-            ),
-            source=video.cues[cue].source,
-        )
-        for cue in there
-    }
+    return {cue: _raw_part(video, cue) for cue in there}
+
+
+def _raw_part(video: VideoFeatures, cue: str) -> ExpertPart:
+    own = video.cues[cue]
+    rows = PartRows(rows=np.array(own.features), valid=np.array(own.valid))
+    return ExpertPart(cue=cue, is_encoded=False, rows=rows, source=own.source)
 
 
 def _encoded_parts(video: VideoFeatures, folder: Path) -> Mapping[str, ExpertPart]:

@@ -14,7 +14,14 @@ from keystep_server.schemas.procedures import ProcedureOut
 BUNDLE_ID_PATTERN = r"^[0-9a-f]{64}$"
 
 _ID = "8f2d" * 16
-_PART = {"name": "appearance", "cue": "appearance", "of": "raw", "size": 1280}
+_SOURCE = {"model": "appearance-efficientnet-lite0", "extractor": "gaze-crop", "version": 1}
+_PART: dict[str, Any] = {
+    "name": "gaze_appearance",
+    "cue": "gaze_appearance",
+    "of": "raw",
+    "size": 1280,
+    "source": _SOURCE,
+}
 _STEP = {"step_id": 1, "start_s": 0.8, "end_s": 4.7}
 _BUNDLE: dict[str, Any] = {
     "id": _ID,
@@ -46,6 +53,10 @@ class BundlePartOut(BaseModel):
     cue: str
     of: str
     size: int
+    source: dict[str, Any] = Field(
+        {},
+        description="what makes the cue; `instead_of` and `because`: where another would be better",
+    )
 
 
 class BundleStepOut(BaseModel):
@@ -82,7 +93,9 @@ class BundleOut(BaseModel):
             duration_s=len(next(iter(bundle.expert.values())).rows) / rate_hz,
             size_bytes=sum(entry.bytes for entry in document.files.values()),
             parts=[
-                BundlePartOut(name=part.name, cue=part.cue, of=part.of, size=part.size)
+                BundlePartOut(
+                    name=part.name, cue=part.cue, of=part.of, size=part.size, source=part.source
+                )
                 for part in document.parts
             ],
             steps=[

@@ -88,6 +88,54 @@ def cart_packets(
     return sorted(found, key=lambda entry: (entry[0], STREAMS.index(entry[1])))
 
 
+GAZE_FRAMES = 130  # three steps
+_INTRINSICS = (252.6, 252.6, 159.5, 89.5)
+
+
+def gazing_packets(
+    packets: Iterable[Packet], *, holes: bool, frames: int = GAZE_FRAMES
+) -> list[Packet]:
+    """The first packets with the camera at the head, and gaze that wanders about the picture.
+
+    With `holes` gaze is lost for a second, pictures lack their pose for half a one, and for half a
+    one gaze is on what the picture does not show.
+    """
+    found: list[Packet] = []
+    pose = np.eye(4)
+    for time_ns, stream, packet in packets:
+        if time_ns >= frames * 10**8:
+            continue
+        if stream == "head":
+            pose = np.frombuffer(packet["payload"], "<f4").reshape(4, 4).astype(float)
+        elif stream == "rgb":
+            if not (holes and 6 * 10**9 <= time_ns < 65 * 10**8):
+                camera = (pose @ np.diag([1.0, -1.0, -1.0, 1.0])).ravel().tolist()
+                packet = {**packet, "intrinsics": _INTRINSICS, "pose": camera}
+        elif stream == "gaze":
+            packet = _wandering(time_ns, packet, pose, holes=holes)
+        found.append((time_ns, stream, packet))
+    return found
+
+
+def _wandering(
+    time_ns: int, packet: dict[str, Any], pose: NDArray[np.float64], *, holes: bool
+) -> dict[str, Any]:
+    time_s = time_ns / 1e9
+    if holes and 3 <= time_s < 4:
+        return {**packet, "valid": 0, "payload": b""}
+    aside = 2.0 if holes and 9 <= time_s < 9.5 else 0.3 * math.sin(1.3 * time_s)
+    direction = pose[:3, :3] @ np.array([aside, 0.15 * math.sin(2.1 * time_s), -1.0])
+    return {**packet, "payload": struct.pack("<6f", *pose[:3, 3], *direction)}
+
+
+def make_gaze_bundle(features: VideoFeatures, folder: Path) -> Bundle:
+    """A bundle of what is around the gaze point alone."""
+    cue = features.cues["gaze_appearance"]
+    rows = PartRows(rows=np.array(cue.features), valid=np.array(cue.valid))
+    part = ExpertPart(cue="gaze_appearance", is_encoded=False, rows=rows, source=cue.source)
+    return make_bundle(folder, {"gaze_appearance": part}, SEGMENTS[:3])
+
+
 @dataclass(frozen=True, slots=True)
 class Learned:
     """What an expert's session left: its packets, and a bundle in a folder."""
@@ -105,9 +153,9 @@ class Learned:
         write_document(cart_procedure(self.bundle), procedures / f"{NAME}.json")
 
 
-def features_of(recording: Path, folder: Path) -> VideoFeatures:
+def features_of(recording: Path, folder: Path, cues: tuple[str, ...] = CUES) -> VideoFeatures:
     """What `keystep extract` makes of a recording."""
-    return extract_features(open_recording(recording), CueChoice(cues=CUES, threads=1), folder)
+    return extract_features(open_recording(recording), CueChoice(cues=cues, threads=1), folder)
 
 
 def make_cart_bundle(features: VideoFeatures, folder: Path, *, context: int = 64) -> Bundle:
@@ -151,6 +199,7 @@ def cart_procedure(bundle: Bundle, name: str = NAME) -> ProcedureDocument:
     reviewed = {
         number: ReviewedStep(title=f"Install {title}")
         for number, title in enumerate(TITLES, start=1)
+        if number in bundle.timing.step_ids
     }
     return procedure_of_bundle(bundle, reviewed, name=name, task="cart")
 

@@ -34,8 +34,8 @@ class World:
         return row_matrix(world_from_head)
 
     def pv_pose_at(self, time_s: float) -> NDArray[np.float32]:
-        """Return the PV camera's pose, known only with a room: it is taken to sit at the head."""
-        world_from_head = self._head_at(time_s) if self._room is not None else None
+        """Return the PV camera's pose: it is taken to sit at the head."""
+        world_from_head = self._head_at(time_s)
         if world_from_head is None:
             return np.zeros((4, 4), np.float32)
         return pv_pose(world_from_head @ np.linalg.inv(PV_FROM_HEAD))
