@@ -22,6 +22,7 @@ PROCEDURE = "toy-cart"
 TOLERANCE_S = 10.0
 _RATE_HZ = 10.0
 _POLL_S = 0.5
+_PUBLISH_S = 600.0  # a picture a tick is looked at where no extraction did it
 _STAGES = {
     "features": "reading the recording: appearance and motion, ten times a second",
     "training": "training temporal encoders on just this recording",
@@ -122,7 +123,8 @@ class Story(DemoRun):
 
     async def _publish(self, server: DemoServer, session: str) -> None:
         path = f"/api/v1/sessions/{session}/key-steps/publish"
-        response = await server.rest.post(path, json={"name": PROCEDURE, "task": "toy cart"})
+        body = {"name": PROCEDURE, "task": "toy cart"}
+        response = await server.rest.post(path, json=body, timeout=_PUBLISH_S)
         if response.status_code != 201:
             raise ProcessError(f"publishing failed: {response.text[:300]}")
         bundle = response.json()["bundle_id"]
@@ -130,6 +132,9 @@ class Story(DemoRun):
             "4. They are published",
             f"Procedure {PROCEDURE}, which pins bundle {bundle[:12]}: ready for new sessions.",
         )
+        for part in (await self._get(server, f"/bundles/{bundle}"))["parts"]:
+            because = part["source"].get("because")
+            self._say(f"   It looks at: {part['cue']}" + (f" ({because})" if because else ""))
 
     async def _guide(
         self, stack: AsyncExitStack, server: DemoServer

@@ -43,6 +43,7 @@ from keystep_models.cues.appearance_cue import (  # noqa: E402
     AppearancePreprocessing,
     appearance_manifest_path,
 )
+from keystep_models.cues.gaze_crop import ViewMaker, cut_around  # noqa: E402
 from keystep_models.cues.motion_cue import MotionCue, MotionPreprocessing  # noqa: E402
 from keystep_models.guidance.bundle_recogniser import BundleRecogniser  # noqa: E402
 from keystep_models.guidance.emissions import PartRows  # noqa: E402
@@ -59,6 +60,11 @@ from keystep_server.recorder import SessionRecorder  # noqa: E402
 from keystep_server.storage import Session, SessionKind, SessionState  # noqa: E402
 
 CUES = ("appearance", "motion", "gaze", "left_hand", "right_hand")
+AT_GAZE = ("gaze_appearance",)
+CAMERA: dict[str, Any] = {
+    "intrinsics": (505.0, 505.0, 319.5, 179.5),
+    "pose": np.diag([1.0, -1.0, -1.0, 1.0]).ravel().tolist(),
+}
 CONTEXT, WIDTH, STEPS = 1024, 128, 13
 BATCH = 64
 
@@ -71,7 +77,7 @@ def packets(seconds: int) -> list[Item]:
     thrice = itertools.chain.from_iterable((each, each, each) for each in shown)
     video = server_tools.encode_h264(itertools.islice(thrice, 30 * seconds), gop=15)
     found: list[tuple[int, str, dict[str, Any]]] = []
-    found += [(packet["device_time_ns"], "rgb", packet) for packet in video]
+    found += [(packet["device_time_ns"], "rgb", {**packet, **CAMERA}) for packet in video]
     rng = np.random.default_rng(0)
     pose = np.eye(4, dtype="<f4").tobytes()
     for number in range(30 * seconds):
@@ -123,15 +129,17 @@ def run(items: list[Item], engine: LocalEngine, key: str, logic: Any) -> tuple[f
     return time.process_time() - began_s, len(outcome.changes), folder
 
 
-def make_bundle_of(features: VideoFeatures, folder: Path, *, encoded: bool) -> Bundle:
-    """Thirteen steps of equal length; parts of all cues, raw or encoded."""
+def make_bundle_of(
+    features: VideoFeatures, folder: Path, *, cues: tuple[str, ...] = CUES, encoded: bool = False
+) -> Bundle:
+    """Thirteen steps of equal length; parts of these cues, raw or encoded."""
     count = len(features.times_ns)
     cuts = np.linspace(0, count, STEPS + 1).astype(int).tolist()
     segments = [
         ExpertSegment(step_id=number, start_tick=start, end_tick=end - 2)
         for number, (start, end) in enumerate(itertools.pairwise(cuts), start=1)
     ]
-    there = {name: features.cues[name] for name in CUES if name in features.cues}
+    there = {name: features.cues[name] for name in cues if name in features.cues}
     if not encoded:
         parts = {
             name: ExpertPart(
@@ -180,6 +188,13 @@ def bare_parts(
     found["scale_for_appearance"] = cost(lambda: appearance.from_video_frame(next(ticks), row[0]))
     found["appearance_network"] = cost(lambda: model.run(row))
     found["scale_for_motion"] = cost(lambda: small.from_video_frame(next(ticks)))
+    views, point = ViewMaker(), np.array([0.05, 0.02, -0.6])
+    view = views.view(frames[0], CAMERA["intrinsics"], CAMERA["pose"])
+    assert view is not None
+    found["picture_for_gaze"] = cost(
+        lambda: views.view(next(ticks), CAMERA["intrinsics"], CAMERA["pose"])
+    )
+    found["cut_at_gaze"] = cost(lambda: cut_around(view, point))
     found["flow"] = cost(lambda: motion.see(next(pictures)))
     for name, bundle in bundles.items():
         recogniser = recogniser_of(bundle)
@@ -225,12 +240,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, LocalEngine({key: model}, max_batch=1) as engine:
         folder = Path(name)
         _, _, recorded = run(items, engine, key, None)
-        features = cart.features_of(recorded / "recording", folder / "features")
+        extracted = (*cart.CUES, *AT_GAZE)
+        features = cart.features_of(recorded / "recording", folder / "features", extracted)
         bundles = {
-            "raw": make_bundle_of(features, folder / "raw", encoded=False),
+            "at_gaze": make_bundle_of(features, folder / "at_gaze", cues=AT_GAZE),
+            "raw": make_bundle_of(features, folder / "raw"),
             "encoded": make_bundle_of(features, folder / "encoded", encoded=True),
         }
-        spent: dict[str, list[float]] = {"unguided": [], "raw": [], "encoded": []}
+        spent: dict[str, list[float]] = {kind: [] for kind in ("unguided", *bundles)}
         for _ in range(options.repeats):
             for kind, taken in spent.items():
                 logic = recogniser_of(bundles[kind]) if kind in bundles else None

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from keystep_capture import wire
 from keystep_capture.errors import DataError
 from keystep_capture.streams import STREAMS
+from keystep_models.cues.gaze_crop import PictureView
 from keystep_server.checkpoint import (
     AlignerFields,
     ArrayState,
@@ -31,6 +32,7 @@ from keystep_server.checkpoint import (
     write_json,
 )
 from keystep_server.progress import MAX_GROUP_PACKETS, StreamProgress
+from keystep_server.tick_frames import Frame, decode_sample, encode_sample
 
 CHECKPOINT = Checkpoint(
     guide=GuideState(
@@ -219,3 +221,24 @@ def test_a_new_epoch_counts_its_sequence_anew_and_the_packets_on() -> None:
         for sequence in range(3):
             progress.note(header(sequence, stream="gaze", epoch=epoch), 24)
     assert (progress.epoch, progress.place.sequence, progress.place.packets) == (2, 2, 6)
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1))
+def test_a_picture_that_waits_for_its_tick_is_written_down_without_loss(
+    height: int, width: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    view = PictureView(
+        pixels=rng.integers(0, 256, (height, width, 3), np.uint8),
+        intrinsics=(250.1, 250.2, 159.5, 1 / 3),
+        world_from_camera=rng.normal(size=(4, 4)),
+    )
+    written = json.dumps(
+        msgspec.to_builtins(encode_sample("rgb", Frame(1, view=view), hands=False))
+    )
+    found = decode_sample(msgspec.convert(json.loads(written), FrameState))
+    assert isinstance(found, Frame)
+    assert found.view is not None
+    assert found.view.intrinsics == view.intrinsics
+    np.testing.assert_array_equal(found.view.pixels, view.pixels)
+    np.testing.assert_array_equal(found.view.world_from_camera, view.world_from_camera)

@@ -55,15 +55,35 @@ async def test_a_killed_server_goes_on_with_the_same_step_events_and_cues(
     make_server: Any, learned: cart.Learned, tmp_path: Path
 ) -> None:
     packets = [packet for packet in learned.packets if packet[0] < 18e9]
+    calm = await check_kills(make_server, learned, packets, tmp_path)
+    assert len(calm) >= 2
+
+
+@pytest.mark.timeout(300)  # three servers are started
+@pytest.mark.slow
+async def test_a_killed_server_cuts_the_same_pictures_at_the_gaze_point(
+    make_server: Any, learned: cart.Learned, tmp_path: Path
+) -> None:
+    watched = cart.gazing_packets(learned.packets, holes=False)
+    bundle = cart.make_gaze_bundle(watched, tmp_path / "made")
+    packets = cart.gazing_packets(learned.packets, holes=True)
+    gazing = cart.Learned(packets=packets, bundle=bundle)
+    await check_kills(make_server, gazing, packets, tmp_path)
+
+
+async def check_kills(
+    make_server: Any, learned: cart.Learned, packets: list[cart.Packet], folder: Path
+) -> list[tuple[Any, ...]]:
+    """The step events of a calm session, which are those of one whose server is killed twice."""
     for name in ("calm", "killed"):
-        learned.publish(tmp_path / name)
+        learned.publish(folder / name)
     calm, calm_folder = await run_session(await make_server("calm"), packets, [])
     kill_at = [len(packets) // 3, 2 * len(packets) // 3]
     killed, killed_folder = await run_session(await make_server("killed"), packets, kill_at)
-    assert len(calm) >= 2
     rows = [(folder / "cues.rows").read_bytes() for folder in (calm_folder, killed_folder)]
     assert rows[0] == rows[1]
     ticks = [read_ticks(folder / "ticks.rows") for folder in (calm_folder, killed_folder)]
     for name in ("device_time_ns", "cues", "appearance"):
         assert np.array_equal(ticks[0][name], ticks[1][name]), name
     assert killed == calm
+    return calm

@@ -20,7 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from keystep_capture.recording import RecordingInfo, RecordingWriter
 from keystep_capture.samples import find_sample
+from keystep_capture.wire import PROTOCOL, PacketHeader
 from keystep_models.bundles.bundle import Bundle
 from keystep_models.bundles.making import ExpertPart, make_bundle
 from keystep_models.bundles.procedure_of_bundle import ReviewedStep, procedure_of_bundle
@@ -128,12 +130,25 @@ def _wandering(
     return {**packet, "payload": struct.pack("<6f", *pose[:3, 3], *direction)}
 
 
-def make_gaze_bundle(features: VideoFeatures, folder: Path) -> Bundle:
-    """A bundle of what is around the gaze point alone."""
+def make_gaze_bundle(packets: Iterable[Packet], folder: Path) -> Bundle:
+    """A bundle of what is around the gaze point alone, from a recording of the packets."""
+    writer = RecordingWriter(folder / "recording", RecordingInfo(session="ses_1", device="hl2"))
+    sequences = {stream: itertools.count() for stream in STREAMS}
+    for time_ns, stream, packet in packets:
+        fields = {**packet}
+        payload = fields.pop("payload")
+        header = PacketHeader(
+            protocol=PROTOCOL, session="ses_1", epoch=1, stream=stream,
+            sequence=next(sequences[stream]), send_time_ns=time_ns, **fields,
+        )  # fmt: skip
+        writer.write_packet(header, payload, receive_time_ns=time_ns)
+    writer.close()
+    cues = ("gaze_appearance",)
+    features = features_of(folder / "recording", folder / "features", cues)
     cue = features.cues["gaze_appearance"]
     rows = PartRows(rows=np.array(cue.features), valid=np.array(cue.valid))
     part = ExpertPart(cue="gaze_appearance", is_encoded=False, rows=rows, source=cue.source)
-    return make_bundle(folder, {"gaze_appearance": part}, SEGMENTS[:3])
+    return make_bundle(folder / "bundle", {"gaze_appearance": part}, SEGMENTS[:3])
 
 
 @dataclass(frozen=True, slots=True)
