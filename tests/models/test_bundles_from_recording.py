@@ -16,6 +16,7 @@ from keystep_models.bundles.from_recording import (
     TimedStep,
     make_raw_bundle,
     segments_of,
+    why_not_gaze,
 )
 from keystep_models.guidance.emissions import PartRows
 from keystep_models.guidance.step_timing import check_segments
@@ -88,3 +89,16 @@ def test_a_bundle_of_raw_features_tells_its_steps_apart(tmp_path: Path) -> None:
     evidence = bundle.emissions.evidence({"appearance": rows[200]})
     assert evidence is not None
     assert int(evidence.log_likelihoods.argmax()) == 1
+
+
+def test_a_bundle_is_by_gaze_only_where_every_step_has_some() -> None:
+    segments = segments_of([step(1, 0, 10), step(2, 12, 14)], TIMES_S)
+    valid = np.ones(400, np.bool_)
+    assert why_not_gaze(valid, segments) is None
+    assert "no gaze" in str(why_not_gaze(None, segments))
+    valid[120:141] = False
+    assert why_not_gaze(valid, segments) == "step 2 has no gaze"
+    valid[130] = True
+    assert why_not_gaze(valid, segments) is None
+    valid[:60] = False
+    assert "only" in str(why_not_gaze(valid, segments))

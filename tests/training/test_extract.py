@@ -23,17 +23,20 @@ from keystep_capture.folder_lock import locked_folder  # noqa: E402
 from keystep_capture.samples.catalogue import find_sample  # noqa: E402
 from keystep_models.cli import register  # noqa: E402
 from keystep_models.steps.cue_extraction import CueChoice  # noqa: E402
+from keystep_models.steps.extraction import frame_clusters, segment_clusters  # noqa: E402
 from keystep_models.steps.feature_folder import (  # noqa: E402
     CueFeatures,
     VideoFeatures,
     write_video,
 )
+from keystep_models.steps.key_step_files import FoundKeySteps  # noqa: E402
 from keystep_models.steps.settings import ExtractionSettings, TrainingSettings  # noqa: E402
 from keystep_models.training.extract import (  # noqa: E402
     ExtractionPlan,
     extract,
     usable_training,
 )
+from keystep_models.training.extract_bundle import write_bundle  # noqa: E402
 
 COFFEE = find_sample("pour-coffee").video_path
 FAST = ("--epochs", 3, "--chunks", 32, "--threads", 1)
@@ -81,8 +84,10 @@ def test_progress_is_a_json_line_per_event_and_ends_with_the_result(made: Any) -
 
 def test_the_window_is_narrowed_for_a_short_recording_and_that_is_told(made: Any) -> None:
     _, events = made
-    [note] = events[-1]["recordings"]["pour_coffee"]["notes"]
-    assert "the window of 10 s was narrowed to 1.189 s" in note
+    narrowed, lacking, instead = events[-1]["recordings"]["pour_coffee"]["notes"]
+    assert "cue gaze_appearance is missing everywhere" in lacking
+    assert "the window of 10 s was narrowed to 1.189 s" in narrowed
+    assert "looks at appearance instead of gaze_appearance: the recording has no gaze" in instead
 
 
 def test_the_same_call_again_gives_the_same_key_steps_without_training(made: Any) -> None:
@@ -173,6 +178,37 @@ def test_a_recording_without_pictures_gives_key_steps_of_its_sensors(tmp_path: P
     assert "the recording was not closed" in notes
     document = json.loads((tmp_path / "two" / "key_steps.json").read_text())
     assert {step["picture"] for step in document["key_steps"]} == {None}
+
+
+def looked_at(gaze_ticks: int) -> VideoFeatures:
+    """Sixty simulated ticks with the whole picture, and what is around the gaze in the first."""
+    rng = np.random.default_rng(0)
+    valid = np.arange(60) < gaze_ticks
+    cues = {
+        "appearance": CueFeatures(
+            features=rng.normal(size=(60, 8)).astype(np.float32), valid=np.ones(60, np.bool_)
+        ),
+        "gaze_appearance": CueFeatures(
+            features=rng.normal(size=(60, 8)).astype(np.float32), valid=valid
+        ),
+    }
+    times = np.arange(60, dtype=np.int64) * 10**8
+    return VideoFeatures(name="one", rate_hz=10.0, times_ns=times, cues=cues)
+
+
+def test_a_bundle_looks_at_the_gaze_point_where_the_expert_had_gaze(tmp_path: Path) -> None:
+    times_s = np.arange(60) / 10
+    labels = np.repeat([0, 1, 2], 20)
+    clusters = frame_clusters(looked_at(60).cues["appearance"].features, labels)
+    found = FoundKeySteps(
+        segments=segment_clusters(clusters, times_s), frames=np.arange(60), clusters=clusters
+    )
+    bundle = write_bundle(tmp_path / "gaze", looked_at(60), found)
+    assert [part.cue for part in bundle.document.parts] == ["gaze_appearance"]
+    other = write_bundle(tmp_path / "none", looked_at(25), found)
+    [part] = other.document.parts
+    assert (part.cue, part.source["instead_of"]) == ("appearance", "gaze_appearance")
+    assert "of the steps' time only" in part.source["because"]
 
 
 def test_two_extractions_into_one_folder_do_not_mix(tmp_path: Path) -> None:
