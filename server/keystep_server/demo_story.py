@@ -24,7 +24,7 @@ _RATE_HZ = 10.0
 _POLL_S = 0.5
 _PUBLISH_S = 600.0  # a picture a tick is looked at where no extraction did it
 _STAGES = {
-    "features": "reading the recording: appearance and motion, ten times a second",
+    "features": "reading the recording: appearance, motion, what is looked at, ten times a second",
     "training": "training temporal encoders on just this recording",
     "key_steps": "clustering, choosing exemplars, making a bundle",
 }

@@ -12,7 +12,7 @@ import json
 import math
 import shutil
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,9 +130,8 @@ def _wandering(
     return {**packet, "payload": struct.pack("<6f", *pose[:3, 3], *direction)}
 
 
-def make_gaze_bundle(packets: Iterable[Packet], folder: Path) -> Bundle:
-    """A bundle of what is around the gaze point alone, from a recording of the packets."""
-    writer = RecordingWriter(folder / "recording", RecordingInfo(session="ses_1", device="hl2"))
+def with_headers(packets: Iterable[Packet]) -> Iterator[tuple[PacketHeader, bytes]]:
+    """Packets as a server takes them."""
     sequences = {stream: itertools.count() for stream in STREAMS}
     for time_ns, stream, packet in packets:
         fields = {**packet}
@@ -141,10 +140,23 @@ def make_gaze_bundle(packets: Iterable[Packet], folder: Path) -> Bundle:
             protocol=PROTOCOL, session="ses_1", epoch=1, stream=stream,
             sequence=next(sequences[stream]), send_time_ns=time_ns, **fields,
         )  # fmt: skip
-        writer.write_packet(header, payload, receive_time_ns=time_ns)
+        yield header, payload
+
+
+def recorded_features(
+    packets: Iterable[Packet], folder: Path, cues: tuple[str, ...]
+) -> VideoFeatures:
+    """What an extraction makes of a recording of the packets."""
+    writer = RecordingWriter(folder / "recording", RecordingInfo(session="ses_1", device="hl2"))
+    for header, payload in with_headers(packets):
+        writer.write_packet(header, payload, receive_time_ns=header.device_time_ns)
     writer.close()
-    cues = ("gaze_appearance",)
-    features = features_of(folder / "recording", folder / "features", cues)
+    return features_of(folder / "recording", folder / "features", cues)
+
+
+def make_gaze_bundle(packets: Iterable[Packet], folder: Path) -> Bundle:
+    """A bundle of what is around the gaze point alone, from a recording of the packets."""
+    features = recorded_features(packets, folder, ("gaze_appearance",))
     cue = features.cues["gaze_appearance"]
     rows = PartRows(rows=np.array(cue.features), valid=np.array(cue.valid))
     part = ExpertPart(cue="gaze_appearance", is_encoded=False, rows=rows, source=cue.source)
