@@ -6,7 +6,10 @@ import typer
 
 from keystep_models.commands import evaluate_command
 from keystep_models.commands.ablation_command import ablation
+from keystep_models.commands.evaluate_baselines import baselines
 from keystep_models.commands.evaluate_guidance import guidance
+from keystep_models.commands.evaluate_mistakes import mistakes
+from keystep_models.commands.evaluate_occlusion import occlusion
 from keystep_models.commands.extract_command import extract
 from keystep_models.commands.features_command import convert as convert_features
 from keystep_models.commands.procedure_commands import check, convert
@@ -45,6 +48,9 @@ def register(app: typer.Typer) -> None:
         evaluate.command(name)(getattr(evaluate_command, name))
     evaluate.command("ablation")(ablation)
     evaluate.command("guidance")(guidance)
+    evaluate.command("occlusion")(occlusion)
+    evaluate.command("baselines")(baselines)
+    evaluate.command("mistakes")(mistakes)
     app.add_typer(evaluate, name="evaluate")
     features = typer.Typer(no_args_is_help=True, help="Feature folders of data sets.")
     features.callback()(_features)
