@@ -15,6 +15,7 @@ from keystep_models.measures.study import (
     capped_delay,
     delay_change,
     delay_change_in_common,
+    earlier_share,
     figure,
     mean_delay,
     mean_of,
@@ -69,6 +70,7 @@ def test_delays_are_compared_over_all_and_over_the_steps_that_both_told() -> Non
     own, branch = run(delays={0: 10, 1: 90}), run(delays={0: 20, 2: 30})
     assert delay_change([(own, branch)]) == pytest.approx(100.0)  # 50 against 25
     assert delay_change_in_common([(own, branch)]) == pytest.approx(-50.0)  # 10 against 20
+    assert earlier_share([(own, branch)]) == 0.5  # step 0 earlier, 1 alone, of 4
     assert math.isnan(delay_change([(own, run(delays={0: 0}))]))
     assert math.isnan(delay_change_in_common([(own, run(delays={3: 5}))]))
 

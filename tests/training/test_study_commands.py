@@ -186,7 +186,8 @@ def test_occlusion_ends_in_figures_of_every_method_and_finds_its_work_again(
     assert "Warning: bundles were trained on recordings called a, b" in first.stderr
     document = json.loads((tmp_path / "first" / "occlusion.json").read_text())
     rows = {(row["occlusion"], row["method"]): row for row in document["rows"]}
-    methods = ("b3", "b3_low", "temporal", "shared", "soft", "tracker")
+    bounds = ("shared_true", "soft_true", "shared_silent", "soft_silent")
+    methods = ("b3", "b3_low", "temporal", "shared", "soft", "tracker", *bounds)
     assert set(rows) == {(rate, method) for rate in (0.0, 0.5) for method in methods}
     assert rows[0.5, "b3"]["f1"]["seed_error"] is None
     assert rows[0.5, "shared"]["f1"]["seed_error"] is not None

@@ -47,7 +47,7 @@ def mistakes(
     if not any(find_mistakes(recording.states) for recording in found.recordings):
         raise ConfigError(f"{data}: nobody in it makes a mistake; generate with --mistakes 6")
     threshold = models.bundles[0].document.accumulation.threshold
-    methods = study_methods(threshold, models.tracker)
+    methods = [m for m in study_methods(threshold, models.tracker) if not m.is_bound]
     check_methods(methods, found.procedure, models.bundles)
     out.mkdir(parents=True, exist_ok=True)
     tell = progress_teller(progress)

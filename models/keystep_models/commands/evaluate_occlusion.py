@@ -80,7 +80,8 @@ def occlusion(
     settings = models.settings(list(sets.values()))
     result = report.OcclusionReport(rows=tuple(rows), settings=settings)
     heading = f"Hidden completions: {told_people(list(sets.values()), models)}"
-    draw_occlusion(result, out / "occlusion.png", heading=heading)
+    drawn = [method.key for method in methods if not method.is_bound]
+    draw_occlusion(result, out / "occlusion.png", methods=drawn, heading=heading)
     tell({"stage": "done"})
     write_tables(out, "occlusion", report.as_document(result), report.as_markdown(result, heading))
 

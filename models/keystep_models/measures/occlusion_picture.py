@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,10 +23,16 @@ _PANELS: Final = (
 )
 
 
-def draw_occlusion(report: OcclusionReport, path: Path, *, heading: str) -> None:
-    """Write the picture as PNG.
+def draw_occlusion(
+    report: OcclusionReport, path: Path, *, methods: Sequence[str], heading: str
+) -> None:
+    """Write the picture as PNG; bars are standard errors, of seeds and people together.
 
-    Bars are standard errors, of seeds and people together.
+    Args:
+        report: The figures.
+        path: Where to; replaced at once.
+        methods: Which to draw, in order; their colours repeat after six.
+        heading: Above the panels.
 
     Raises:
         OSError: The disk does not take it.
@@ -37,7 +44,7 @@ def draw_occlusion(report: OcclusionReport, path: Path, *, heading: str) -> None
     FigureCanvasAgg(canvas)
     panels = canvas.subplots(2, 2).ravel()
     for axes, (name, title) in zip(panels, _PANELS, strict=True):
-        _draw_panel(axes, report, name)
+        _draw_panel(axes, report, name, methods)
         axes.set_title(title, fontsize=9, loc="left")
         axes.set_xlabel("completions that hands hide, %", fontsize=8)
         axes.tick_params(labelsize=8)
@@ -55,10 +62,10 @@ def draw_occlusion(report: OcclusionReport, path: Path, *, heading: str) -> None
         canvas.savefig(temporary, format="png")
 
 
-def _draw_panel(axes: Any, report: OcclusionReport, name: str) -> None:
-    count = len(report.methods)
-    for place, (method, title) in enumerate(report.methods.items()):
-        shift = 0.6 * (place - (count - 1) / 2)  # so that error bars stand side by side
+def _draw_panel(axes: Any, report: OcclusionReport, name: str, methods: Sequence[str]) -> None:
+    for place, method in enumerate(methods):
+        title = report.methods[method]
+        shift = 0.6 * (place - (len(methods) - 1) / 2)  # so that error bars stand side by side
         found = [(rate, report.row(rate, method).figures.get(name)) for rate in report.rates]
         points = [(r, f) for r, f in found if f is not None and not math.isnan(f.mean)]
         if not points:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final
 
 from keystep_models.measures.study import (
@@ -14,6 +14,7 @@ from keystep_models.measures.study import (
     capped_delay,
     delay_change,
     delay_change_in_common,
+    earlier_share,
     figure,
     mean_delay,
     mean_of,
@@ -43,6 +44,7 @@ MEASURES: Final[Mapping[str, tuple[str, int]]] = {
     "capped_delay_s": (f"mean delay of all steps, {CAP_S:g} s at most and where never told, s", 2),
     "delay_change": ("change of the mean delay against branch 1, %", 1),
     "delay_change_in_common": ("the same over steps that both reported, %", 1),
+    "earlier_share": ("steps told earlier than by branch 1, or not by it, share of all", 2),
 }
 """Titles and digits."""
 
@@ -121,6 +123,7 @@ def occlusion_rows(
             both = paired(table, tables[reference])
             figures["delay_change"] = figure(both, delay_change)
             figures["delay_change_in_common"] = figure(both, delay_change_in_common)
+            figures["earlier_share"] = figure(both, earlier_share)
         rows.append(
             OcclusionRow(occlusion=occlusion, method=method, title=titles[method], figures=figures)
         )
@@ -148,9 +151,18 @@ def as_document(report: OcclusionReport) -> dict[str, Any]:
     }
 
 
-def figure_values(value: Figure) -> dict[str, float | None]:
-    """A figure as JSON holds it."""
-    return {n: None if v is None or math.isnan(v) else v for n, v in asdict(value).items()}
+def figure_values(value: Figure) -> dict[str, Any]:
+    """A figure as JSON holds it; null where there is no number."""
+    return {
+        "mean": _number(value.mean),
+        "seed_error": _number(value.seed_error),
+        "person_error": _number(value.person_error),
+        "seeds": [_number(each) for each in value.seeds],
+    }
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else value
 
 
 def as_markdown(report: OcclusionReport, heading: str) -> str:

@@ -46,11 +46,12 @@ class RunScore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """A figure with its errors; nan where there is nothing to measure."""
+    """A figure with its errors, and each seed's own; nan where there is nothing to measure."""
 
     mean: float
     seed_error: float | None
     person_error: float | None
+    seeds: tuple[float, ...]
 
     def text(self, digits: int, *, factor: float = 1.0, signed: bool = False) -> str:
         """As "value ± over seeds ± over people"; an error that is not known as "-"."""
@@ -99,7 +100,10 @@ def figure(table: Table[T], statistic: Callable[[Sequence[T]], float]) -> Figure
         for idx in range(people.pop())
     ]
     return Figure(
-        mean=_mean(values), seed_error=_standard_error(values), person_error=_jackknife(left_out)
+        mean=_mean(values),
+        seed_error=_standard_error(values),
+        person_error=_jackknife(left_out),
+        seeds=tuple(values),
     )
 
 
@@ -162,6 +166,17 @@ def delay_change_in_common(runs: Sequence[tuple[RunScore, RunScore]]) -> float:
     common = [(a, b, place) for a, b in runs for place in a.delays if place in b.delays]
     own = _mean([float(a.delays[place]) for a, _, place in common])
     return _percent(own, _mean([float(b.delays[place]) for _, b, place in common]))
+
+
+def earlier_share(runs: Sequence[tuple[RunScore, RunScore]]) -> float:
+    """Share of the true steps that the first told earlier than the second, or it alone."""
+    steps = sum(a.true_count for a, _ in runs)
+    earlier = sum(
+        place not in b.delays or delay < b.delays[place]
+        for a, b in runs
+        for place, delay in a.delays.items()
+    )
+    return earlier / steps if steps else math.nan
 
 
 def difference_of(name: str) -> Callable[[Sequence[tuple[RunScore, RunScore]]], float]:

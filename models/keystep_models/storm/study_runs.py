@@ -1,14 +1,18 @@
 """Runs the compared methods over recordings whose detections and clips are there, frame by frame.
 
 Every method gets every frame in order, as live. Those that see clips run once for each bundle: its
-training seeds.
+training seeds. As bounds, fusions also run with a branch 2 that is always right, and with one that
+never sees anything.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from keystep_capture.errors import ConfigError
 from keystep_models.measures.mistakes import (
@@ -42,17 +46,24 @@ class StudyMethod:
         title: What tables call it.
         method: Name in `psr.methods`.
         options: What is set; the window and the accumulation are the bundle's where it sees clips.
+        clips: Which clips it gets: those of bundles, or "true" ones, or ones that show no change.
     """
 
     key: str
     title: str
     method: str
     options: MethodOptions = field(default_factory=MethodOptions)
+    clips: Literal["bundles", "true", "silent"] = "bundles"
 
     @property
     def sees_clips(self) -> bool:
-        """Whether it is run for each bundle."""
+        """Whether it takes clips, and a bundle's accumulation."""
         return find_method(self.method).needs_clips
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether it shows what another branch 2 would lead to."""
+        return self.clips != "bundles"
 
     def start(self, procedure: Procedure, bundle: StormBundle | None) -> Recogniser:
         """The method at the start of a session; ConfigError where it does not fit."""
@@ -85,6 +96,7 @@ def study_methods(
         tracker: Its settings; None: as shipped.
     """
     tracked = "tracker, detector only" + ("" if tracker is None else ", fitted")
+    soft = MethodOptions(fusion="soft")
     return (
         StudyMethod(key=BRANCH_1, title="branch 1: assembly states (B3, threshold 8)", method="b3"),
         StudyMethod(
@@ -94,12 +106,26 @@ def study_methods(
         ),
         StudyMethod(key="temporal", title="branch 2: spatio-temporal", method="temporal"),
         StudyMethod(key="shared", title="fusion, shared", method="storm"),
-        StudyMethod(
-            key="soft", title="fusion, soft", method="storm", options=MethodOptions(fusion="soft")
-        ),
+        StudyMethod(key="soft", title="fusion, soft", method="storm", options=soft),
         StudyMethod(
             key="tracker", title=tracked, method=TRACKER,
             options=MethodOptions(tracker_model=tracker),
+        ),
+        StudyMethod(
+            key="shared_true", title="bound: shared, branch 2 always right", method="storm",
+            clips="true",
+        ),
+        StudyMethod(
+            key="soft_true", title="bound: soft, branch 2 always right", method="storm",
+            options=soft, clips="true",
+        ),
+        StudyMethod(
+            key="shared_silent", title="bound: shared, branch 2 sees nothing", method="storm",
+            clips="silent",
+        ),
+        StudyMethod(
+            key="soft_silent", title="bound: soft, branch 2 sees nothing", method="storm",
+            options=soft, clips="silent",
         ),
     )  # fmt: skip
 
@@ -153,9 +179,14 @@ def run_method(
     bundles: Sequence[StormBundle],
 ) -> list[StudyRun]:
     """A method's runs over a recording: one for each bundle, or one where it sees no clips."""
-    nothing: list[ClipPrediction | None] = [None] * recording.frame_count
-    inputs: list[tuple[StormBundle | None, Sequence[ClipPrediction | None]]] = [(None, nothing)]
-    if method.sees_clips:
+    inputs: list[tuple[StormBundle | None, Sequence[ClipPrediction | None]]]
+    if not method.sees_clips:
+        inputs = [(None, [None] * recording.frame_count)]
+    elif method.is_bound:
+        window = bundles[0].document.accumulation.window_ticks
+        silent = method.clips == "silent"
+        inputs = [(bundles[0], bound_clips(recording.states, window, silent=silent))]
+    else:
         inputs = [(bundle, seen.clips[bundle.id]) for bundle in bundles]
     found = find_mistakes(recording.states)
     runs = []
@@ -171,6 +202,22 @@ def run_method(
             )
         )
     return runs
+
+
+def bound_clips(
+    states: NDArray[np.int8], window_frames: int, *, silent: bool
+) -> list[ClipPrediction]:
+    """What a branch 2 would say that is always right and sure, or one that never sees a change.
+
+    Args:
+        states: True states, (F, C) of -1, 0, 1; wrong counts as absent.
+        window_frames: Frames of a clip; before the first full one it begins with the recording.
+        silent: Whether it never sees a change.
+    """
+    right = np.maximum(states, 0)
+    starts = np.maximum(np.arange(len(right)) - (window_frames - 1), 0)
+    changed = (right != right[starts]) & (not silent)
+    return [ClipPrediction.of(row.astype(float).tolist()) for row in changed]
 
 
 def _follow(
