@@ -80,7 +80,7 @@ def occlusion(
     settings = models.settings(list(sets.values()))
     result = report.OcclusionReport(rows=tuple(rows), settings=settings)
     heading = f"Hidden completions: {told_people(list(sets.values()), models)}"
-    drawn = [method.key for method in methods if not method.is_bound]
+    drawn = [m.key for m in methods if not m.is_bound or m.key == "soft_true"]
     draw_occlusion(result, out / "occlusion.png", methods=drawn, heading=heading)
     tell({"stage": "done"})
     write_tables(out, "occlusion", report.as_document(result), report.as_markdown(result, heading))

@@ -11,15 +11,22 @@ from keystep_models.measures.occlusion_report import PUBLISHED_CHANGES, Occlusio
 from keystep_models.measures.study import Figure
 from keystep_models.steps.feature_folder import atomic_path
 
-_STYLES: Final = (
-    ("#3f6fb5", "o-"), ("#9cc7e0", "o--"), ("#d98f2b", "^-"),
-    ("#c0504d", "s-"), ("#7a5195", "D--"), ("#3b8f4a", "v-"),
-)  # fmt: skip
+_STYLES: Final = {
+    "b3": ("#3f6fb5", "o-"),
+    "b3_low": ("#9cc7e0", "o--"),
+    "temporal": ("#d98f2b", "^-"),
+    "shared": ("#c0504d", "s-"),
+    "soft": ("#7a5195", "D--"),
+    "tracker": ("#3b8f4a", "v-"),
+    "tracker_clips": ("#8fce9a", "v--"),
+}
+_OTHER_STYLE: Final = ("#777777", "x:")
+_RATIO: Final = "delay_change_in_common"  # drawn as a ratio
 _PANELS: Final = (
     ("mean_delay_s", "mean delay of reported steps, s"),
     ("f1", "F1"),
     ("pos", "POS"),
-    ("delay_change_in_common", "delay against branch 1, same steps, %"),
+    (_RATIO, "mean delay over branch 1's, same steps (log scale)"),
 )
 
 
@@ -31,7 +38,7 @@ def draw_occlusion(
     Args:
         report: The figures.
         path: Where to; replaced at once.
-        methods: Which to draw, in order; their colours repeat after six.
+        methods: Which to draw, in order.
         heading: Above the panels.
 
     Raises:
@@ -70,22 +77,30 @@ def _draw_panel(axes: Any, report: OcclusionReport, name: str, methods: Sequence
         points = [(r, f) for r, f in found if f is not None and not math.isnan(f.mean)]
         if not points:
             continue
-        colour, marks = _STYLES[place % len(_STYLES)]
+        colour, marks = _STYLES.get(method, _OTHER_STYLE)
+        means, errors = zip(*(_drawn(value, name) for _, value in points), strict=True)
         axes.errorbar(
-            [100 * rate + shift for rate, _ in points], [value.mean for _, value in points],
-            yerr=[_error(value) for _, value in points], fmt=marks, color=colour, label=title,
-            capsize=2.5, lw=1.4, markersize=4,
+            [100 * rate + shift for rate, _ in points], means, yerr=errors, fmt=marks,
+            color=colour, label=title, capsize=2.5, lw=1.4, markersize=4,
         )  # fmt: skip
     axes.set_xticks([100 * rate for rate in report.rates])
     if name in ("f1", "pos"):
         axes.set_ylim(0, 1)
 
 
-def _error(value: Figure) -> float:
-    return math.hypot(*(e for e in (value.seed_error, value.person_error) if e is not None))
+def _drawn(value: Figure, name: str) -> tuple[float, float]:
+    """A figure and its error as drawn; a change in percent becomes a ratio."""
+    errors = [each for each in (value.seed_error, value.person_error) if each is not None]
+    mean, error = value.mean, math.hypot(*errors)
+    if name == _RATIO:
+        mean, error = 1 + mean / 100, error / 100
+        error = min(error, 0.9 * mean)  # a bar cannot reach 0 on a logarithmic scale
+    return mean, error
 
 
 def _draw_published(axes: Any) -> None:
-    axes.axhline(0, color="#3f6fb5", lw=1.0)
-    low, high = min(PUBLISHED_CHANGES), max(PUBLISHED_CHANGES)
-    axes.axhspan(low, high, color="#bbbbbb", alpha=0.5, lw=0, label="the paper's fusion (real)")
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.axhline(1, color="#3f6fb5", lw=1.0)
+    low, high = (1 + change / 100 for change in sorted(PUBLISHED_CHANGES))
+    axes.axhspan(low, high, color="#bbbbbb", alpha=0.6, lw=0, label="the paper's fusion (real)")

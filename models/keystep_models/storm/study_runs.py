@@ -67,14 +67,17 @@ class StudyMethod:
 
     def start(self, procedure: Procedure, bundle: StormBundle | None) -> Recogniser:
         """The method at the start of a session; ConfigError where it does not fit."""
-        options = self.options
+        method, options = find_method(self.method), self.options
         if bundle is not None:
             known = bundle.document.accumulation
-            options = replace(
-                options, threshold=known.threshold, decay=known.decay,
-                window_frames=known.window_ticks,
-            )  # fmt: skip
-        return find_method(self.method).make(procedure, options)
+            given = {
+                "threshold": known.threshold,
+                "decay": known.decay,
+                "window_frames": known.window_ticks,
+            }
+            taken: dict[str, Any] = {k: v for k, v in given.items() if k in method.options}
+            options = replace(options, **taken)
+        return method.make(procedure, options)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
