@@ -27,7 +27,8 @@ DetectorOption: TypeAlias = Annotated[
     Path, typer.Option(help="Its folder, or manifest.json (docs/detector.md).")
 ]
 TrackerOption: TypeAlias = Annotated[
-    Path | None, typer.Option(help="JSON of fit_tracker, fitted to this detector; else as shipped.")
+    Path | None,
+    typer.Option(help="JSON of fit_tracker: the tracker runs with these settings as well."),
 ]
 CacheOption: TypeAlias = Annotated[
     Path | None,

@@ -18,7 +18,7 @@ _STYLES: Final = {
     "shared": ("#c0504d", "s-"),
     "soft": ("#7a5195", "D--"),
     "tracker": ("#3b8f4a", "v-"),
-    "tracker_clips": ("#8fce9a", "v--"),
+    "tracker_fitted": ("#8fce9a", "v--"),
 }
 _OTHER_STYLE: Final = ("#777777", "x:")
 _RATIO: Final = "delay_change_in_common"  # drawn as a ratio

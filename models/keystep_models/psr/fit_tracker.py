@@ -1,15 +1,18 @@
 """Fit a tracker model to recordings whose steps are known.
 
     python -m keystep_models.psr.fit_tracker --detections DIR --out FILE
-        [--truth DIR] [--procedure industreal] [--leave-out 03] [--tune 60]
+        [--truth DIR] [--procedure industreal] [--leave-out 03] [--tune 60 [--weak]] [--orders DIR]
 
 DIR holds detections (`_pred.csv.gz`) and, beside them or in `--truth`, the ground truth in any
 layout that `keystep psr score` reads. `--leave-out` drops a participant (the first part of a
-recording's name), so that the model can be scored on that participant's recordings.
+recording's name), so that the model can be scored on that participant's recordings. `--orders` has
+further ground truth, of recordings without detections, to count orders in. `--weak` is for
+detectors that are less sure, and wrong more often, than IndustReal's.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +41,7 @@ from keystep_models.psr.tracker_model import TrackerModel, save_tracker_model
 _VIEW_GAP_FRAMES: Final = 30  # a class unseen for longer begins another view
 _TARGET_DELAY_FRAMES: Final = 30.0
 _DELAY_COST: Final = 0.01  # F1 or POS that a frame of mean delay above the target is worth
+_WEAK_DELAY_COST: Final = 0.002  # of every frame: with a weak detector no draw reaches the target
 
 BOX: Final = {
     "report_threshold": (0.60, 0.80),
@@ -53,6 +57,24 @@ BOX: Final = {
     "view_frames": (20.0, 40.0),
 }
 """Where `--tune` draws settings from, uniformly; `hold_frames` comes from 4 to 7."""
+
+WEAK_BOX: Final = {
+    "report_threshold": (0.55, 0.85),
+    "confidence_neutral": (0.25, 0.62),
+    "confidence_slope": (0.5, 4.0),
+    "change_rate": (0.05, 0.60),
+    "glitch_rate": (0.05, 0.50),
+    "glitch_rate_wrong": (0.40, 0.80),
+    "mistake_rate": (0.01, 0.08),
+    "repair_rate": (0.20, 0.60),
+    "step_rate": (0.004, 0.02),
+    "visible_share": (0.50, 0.95),
+    "view_frames": (15.0, 80.0),
+    "nearness": (0.3, 1.6),
+    "miss_rate": (0.02, 0.20),
+    "unexpected_rate": (0.002, 0.02),
+}
+"""The same with `--weak`; `hold_frames` comes from 2 to 7."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,8 +114,32 @@ def read_recordings(
     return recordings
 
 
-def fit(recordings: Sequence[FitRecording], base: TrackerModel | None = None) -> TrackerModel:
+def read_orders(truth: Path, procedure: str = "industreal") -> list[FitRecording]:
+    """Ground truth without detections, to count orders in."""
+    choice = ProcedureChoice(source=procedure)
+    return [
+        FitRecording(
+            name=name,
+            procedure=choice.of_recording(name, known.task),
+            frames=(),
+            truth=known.steps,
+        )
+        for name, known in read_truths(truth, choice).items()
+    ]
+
+
+def fit(
+    recordings: Sequence[FitRecording],
+    base: TrackerModel | None = None,
+    *,
+    orders: Sequence[FitRecording] = (),
+) -> TrackerModel:
     """The model with the order of steps and the detector's confusions counted in recordings.
+
+    Args:
+        recordings: With detections.
+        base: What is not counted.
+        orders: Further recordings, to count orders in.
 
     Raises:
         ConfigError: there are no recordings.
@@ -102,7 +148,7 @@ def fit(recordings: Sequence[FitRecording], base: TrackerModel | None = None) ->
         raise ConfigError("expected at least one recording to fit on, got none")
     return replace(
         base or TrackerModel(),
-        order_counts=_count_orders(recordings),
+        order_counts=_count_orders([*recordings, *orders]),
         confusions=_count_confusions(recordings),
     )
 
@@ -131,26 +177,36 @@ def evaluate(recordings: Sequence[FitRecording], model: TrackerModel) -> PlainSu
     return summarise_plain([score_plain(r.truth, steps_of(track(r, model))) for r in recordings])
 
 
-def tune(recordings: Sequence[FitRecording], model: TrackerModel, draws: int) -> TrackerModel:
-    """The best of `draws` random settings from `BOX` on these recordings, by `worth`."""
-    candidates = draw_settings(model, draws)
-    return max(candidates, key=lambda candidate: worth(recordings, candidate))
+def tune(
+    recordings: Sequence[FitRecording], model: TrackerModel, draws: int, *, weak: bool = False
+) -> TrackerModel:
+    """The best of `draws` random settings from `BOX`, or `WEAK_BOX`, by `worth` on these."""
+    candidates = draw_settings(model, draws, weak=weak)
+    return max(candidates, key=lambda candidate: worth(recordings, candidate, weak=weak))
 
 
-def draw_settings(model: TrackerModel, draws: int) -> list[TrackerModel]:
-    """The model with each of `draws` random settings from `BOX`; always the same ones."""
+def draw_settings(model: TrackerModel, draws: int, *, weak: bool = False) -> list[TrackerModel]:
+    """The model with each of `draws` random settings from the box; always the same ones."""
     rng = np.random.default_rng(0)
+    box = WEAK_BOX if weak else BOX
     candidates = []
     for _ in range(draws):
-        settings = {name: float(rng.uniform(low, high)) for name, (low, high) in BOX.items()}
+        settings = {name: float(rng.uniform(low, high)) for name, (low, high) in box.items()}
         drawn = replace(model, **settings)  # type: ignore[arg-type]
-        candidates.append(replace(drawn, hold_frames=int(rng.integers(4, 8))))
+        candidates.append(replace(drawn, hold_frames=int(rng.integers(2 if weak else 4, 8))))
     return candidates
 
 
-def worth(recordings: Sequence[FitRecording], model: TrackerModel) -> float:
-    """F1 + POS of a model, less a cost for a mean delay above 30 frames."""
+def worth(recordings: Sequence[FitRecording], model: TrackerModel, *, weak: bool = False) -> float:
+    """F1 + POS of a model, less a cost for a mean delay above 30 frames; if weak, for any.
+
+    A model that reports nothing has no delay, and is worth nothing.
+    """
     summary = evaluate(recordings, model)
+    if math.isnan(summary.mean_delay_frames):
+        return 0.0
+    if weak:
+        return summary.f1 + summary.pos - _WEAK_DELAY_COST * summary.mean_delay_frames
     late = max(0.0, summary.mean_delay_frames - _TARGET_DELAY_FRAMES)
     return summary.f1 + summary.pos - _DELAY_COST * late
 
@@ -220,6 +276,10 @@ def main(
     procedure: Annotated[str, typer.Option(help="As keystep psr run takes it.")] = "industreal",
     leave_out: Annotated[str | None, typer.Option(help="Participant not to fit on.")] = None,
     tune_draws: Annotated[int, typer.Option("--tune", help="Settings to try; 0: keep.")] = 0,
+    weak: Annotated[bool, typer.Option("--weak", help="Try settings of weak detectors.")] = False,
+    orders: Annotated[
+        Path | None, typer.Option(help="Further ground truth, without detections, for orders.")
+    ] = None,
 ) -> None:
     """Fit a tracker model and say how it does on the recordings fitted on, and left out."""
     recordings = read_recordings(detections, truth or detections, procedure)
@@ -227,9 +287,10 @@ def main(
     held_out = [recording for recording in recordings if recording.participant == leave_out]
     if leave_out is not None and not held_out:
         raise ConfigError(f"expected recordings of participant {leave_out!r}, found none")
-    model = fit(kept)
+    further = [] if orders is None else read_orders(orders, procedure)
+    model = fit(kept, orders=[one for one in further if one.participant != leave_out])
     if tune_draws:
-        model = tune(kept, model, tune_draws)
+        model = tune(kept, model, tune_draws, weak=weak)
     source = f"{len(kept)} recordings" + (f" without {leave_out}" if leave_out else "")
     save_tracker_model(model, out, source=source)
     for title, group in (("fitted on", kept), ("left out", held_out)):

@@ -96,9 +96,8 @@ def study_methods(
 
     Args:
         fusion_threshold: The bundles', at which branch 1 runs alone, too.
-        tracker: Its settings; None: as shipped.
+        tracker: Settings that it runs with as well; it always runs with those it finds itself.
     """
-    tracked = "tracker, detector only" + ("" if tracker is None else ", fitted")
     soft = MethodOptions(fusion="soft")
     return (
         StudyMethod(key=BRANCH_1, title="branch 1: assembly states (B3, threshold 8)", method="b3"),
@@ -111,9 +110,9 @@ def study_methods(
         StudyMethod(key="shared", title="fusion, shared", method="storm"),
         StudyMethod(key="soft", title="fusion, soft", method="storm", options=soft),
         StudyMethod(
-            key="tracker", title=tracked, method=TRACKER,
-            options=MethodOptions(tracker_model=tracker),
+            key="tracker", title="tracker, detector only, settings as shipped", method=TRACKER
         ),
+        *_fitted(tracker),
         StudyMethod(
             key="shared_true", title="bound: shared, branch 2 always right", method="storm",
             clips="true",
@@ -131,6 +130,14 @@ def study_methods(
             options=soft, clips="silent",
         ),
     )  # fmt: skip
+
+
+def _fitted(tracker: TrackerModel | None) -> tuple[StudyMethod, ...]:
+    if tracker is None:
+        return ()
+    options = MethodOptions(tracker_model=tracker)
+    title = "tracker, detector only, settings given"
+    return (StudyMethod(key="tracker_fitted", title=title, method=TRACKER, options=options),)
 
 
 def check_methods(
