@@ -257,6 +257,7 @@ def test_what_does_not_fit_is_one_line_before_anything_is_looked_at(
         (("occlusion", f"0={seen}", *twice, "--detector", DETECTOR, *out), "the same seed, 0"),
         (("occlusion", f"0={seen}", *unlike, "--detector", DETECTOR, *out), "more than their seed"),
         (("occlusion", f"0={seen}", *bundles(data), "--detector", seen, *out), "manifest.json"),
+        (("mistakes", seen, hidden, *study), "a is in two data sets"),
         (("baselines", seen, *mixed, *out), "y has the seeds [1], x [0]"),
         (("baselines", seen, mixed[0], *out), "expected bundles of two names or more"),
     ):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,10 +22,15 @@ from keystep_models.commands.study_options import (
     write_tables,
 )
 
+if TYPE_CHECKING:
+    from keystep_models.measures.mistakes_report import Outcomes
+    from keystep_models.storm.study_runs import StudyRun
+
 
 def mistakes(
     data: Annotated[
-        Path, typer.Argument(help="A folder of `simulate generate`, with --mistakes for more.")
+        list[Path],
+        typer.Argument(help="Folders of `simulate generate`, with --mistakes for more of them."),
     ],
     bundle: BundlesOption,
     detector: DetectorOption,
@@ -43,20 +49,24 @@ def mistakes(
 
     models = load_models(bundle, detector, tracker_settings)
     check_bundles(models.bundles)
-    (found,) = sets = load_sets([data], models)
-    if not any(find_mistakes(recording.states) for recording in found.recordings):
-        raise ConfigError(f"{data}: nobody in it makes a mistake; generate with --mistakes 6")
+    sets = load_sets(data, models)
+    people = [recording for one in sets for recording in one.recordings]
+    if again := [one.name for one in people if [o.name for o in people].count(one.name) > 1]:
+        raise ConfigError(f"{again[0]} is in two data sets; give people that differ")
+    if not any(find_mistakes(recording.states) for recording in people):
+        raise ConfigError("nobody in these data makes a mistake; generate with --mistakes 6")
     threshold = models.bundles[0].document.accumulation.threshold
     methods = [m for m in study_methods(threshold, models.tracker) if not m.is_bound]
-    check_methods(methods, found.procedure, models.bundles)
+    for one in sets:
+        check_methods(methods, one.procedure, models.bundles)
     out.mkdir(parents=True, exist_ok=True)
     tell = progress_teller(progress)
-    runs = run_set(found, methods, models, cache or out / "cache", tell)
+    runs = [run_set(one, methods, models, cache or out / "cache", tell) for one in sets]
     rows = [
         report.mistake_row(
             method.key,
             method.title,
-            [[run.mistakes for run in seed] for seed in runs[method.key]],
+            _outcomes([found[method.key] for found in runs]),
             models.rate_hz,
         )
         for method in methods
@@ -67,3 +77,10 @@ def mistakes(
     write_tables(
         out, "mistakes", report.as_document(rows, settings), report.as_markdown(rows, heading)
     )
+
+
+def _outcomes(found: Sequence[Sequence[Sequence[StudyRun]]]) -> list[list[Outcomes]]:
+    """From sets of runs by seed, then recording, to outcomes by seed, then all recordings."""
+    return [
+        [run.mistakes for runs in of_sets for run in runs] for of_sets in zip(*found, strict=True)
+    ]
