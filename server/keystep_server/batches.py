@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from keystep_capture.peers import Buffer, Lane
 from keystep_capture.wire import PacketHeader
@@ -61,7 +61,15 @@ class Outcome:
 
     def add(self, report: FrameReport, seen: Sighting) -> None:
         """Take what some evidence led to."""
-        self.changes += [Change(made, seen) for made in report.changes]
+        by_clips = [
+            made
+            for made in report.branches.get("temporal", ())
+            if made not in report.branches.get("detector", ())
+        ]
+        clips = replace(seen, branch=Branch.SPATIO_TEMPORAL) if by_clips else seen
+        self.changes += [
+            Change(made, clips if made in by_clips else seen) for made in report.changes
+        ]
         self.newest = seen
 
 

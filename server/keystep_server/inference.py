@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -159,8 +160,15 @@ class LocalEngine:
     ) -> None:
         self.close()
 
-    def add_model(self, model: BatchModel) -> str:
+    def add_model(
+        self, model: BatchModel, *, max_batch: int | None = None, max_calls: int | None = None
+    ) -> str:
         """Take a model in while sessions run; one that is there already stays as it is.
+
+        Args:
+            model: With one input and one output.
+            max_batch: Most rows in one of its runs, where not the engine's.
+            max_calls: Most of its runs at a time, where not the engine's.
 
         Returns:
             The key to `submit` to.
@@ -176,7 +184,12 @@ class LocalEngine:
             if self._closed:
                 raise StateError(f"cannot add {key}: the engine is closed")
             if key not in self._workers:
-                worker = Worker(key, model, self._limits, self._clock, self._on_batch)
+                limits = replace(
+                    self._limits,
+                    max_batch=max_batch or self._limits.max_batch,
+                    max_calls=max_calls or self._limits.max_calls,
+                )
+                worker = Worker(key, model, limits, self._clock, self._on_batch)
                 self._workers = {**self._workers, key: worker}
         return key
 

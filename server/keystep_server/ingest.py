@@ -370,10 +370,12 @@ class Ingest:
         """Make a session live, with the component state it had before a restart (blocks)."""
         parts, folder = self._parts, self._folder(session.id)
         folder.mkdir(parents=True, exist_ok=True)
-        guide, pictures, rate_hz, detector = None, {}, parts.feature_rate_hz, None
+        guide, pictures, rate_hz = None, {}, parts.feature_rate_hz
+        detector, clips = None, None
         if session.procedure is not None:
             chosen = parts.chooser.begin(session.procedure, session.method, folder)
-            rate_hz, detector = chosen.rate_hz or rate_hz, chosen.detector
+            rate_hz = chosen.rate_hz or rate_hz
+            detector, clips = chosen.detector, chosen.clips
             pictures = step_pictures(parts.chooser.procedures.folder, chosen.logic.procedure)
             guide = Guide(
                 logic=chosen.logic,
@@ -388,6 +390,7 @@ class Ingest:
             rate_hz=rate_hz,
             logic=guide.logic if guide else None,
             detector=detector,
+            clips=clips,
             recorder=SessionRecorder(
                 folder,
                 session,

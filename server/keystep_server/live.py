@@ -536,7 +536,7 @@ class LiveSession:
             "appearance_features": self.pipeline.ticks.feature_count,
             "tick_cues": dict(self.pipeline.ticks.cue_counts),
             "calibrated": sorted(self.pipeline.calibrated),
-            "features_left_out": dict(self.pipeline.left_out),
+            "features_left_out": self.pipeline.features_left_out,
             "latency": self.latencies.summary(),
             "clocks": clocks,
             "recording": self.recorder.stats(),

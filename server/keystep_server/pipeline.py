@@ -14,6 +14,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ from keystep_models.psr.logic import Detection
 from keystep_models.psr.recogniser import CueTick, Follower, Recogniser, TickRecogniser
 from keystep_server.batches import FeatureTiming, Item, Outcome, Sighting
 from keystep_server.checkpoint import FollowingState, PipelineState
+from keystep_server.clip_shelf import SessionClips
 from keystep_server.detector_shelf import SessionDetector
 from keystep_server.features import TickStore
 from keystep_server.inference import InferenceEngine
@@ -51,6 +53,7 @@ from keystep_server.pipeline_mark import PipelineMark
 from keystep_server.recorder import SessionRecorder
 from keystep_server.storage import Branch
 from keystep_server.tick_assembly import LEADING, OTHERS, TickAssembly
+from keystep_server.tick_clips import TickClips
 from keystep_server.tick_following import TickFollowing
 from keystep_server.tick_frames import Frame, frame_of
 
@@ -90,6 +93,7 @@ class SessionPipeline:
         logic: Follower | None,
         recorder: SessionRecorder,
         detector: SessionDetector | None = None,
+        clips: SessionClips | None = None,
         clock: Clock = time.monotonic_ns,
         on_feature: Callable[[], None] = lambda: None,
     ) -> None:
@@ -106,6 +110,7 @@ class SessionPipeline:
                 procedure. What is driven by ticks is closed with this.
             recorder: Where packets and ticks are recorded; closed with this.
             detector: That looks at the frames of ticks; what it sees drives `logic`.
+            clips: That embeds ticks and looks at the clips that end at them, for `logic`.
             clock: Monotonic clock, ns.
             on_feature: Told, in the engine's thread, when a frame's features are there or will
                 never be: a tick may be written now.
@@ -116,6 +121,9 @@ class SessionPipeline:
         self._engine = engine
         self._model = appearance_model
         self._detector = detector
+        self._clips: TickClips | None = None
+        if clips is not None:
+            self._clips = TickClips(clips.recogniser, partial(self._run, clips.key), on_feature)
         self._lossless = lossless
         self._rate_hz = rate_hz
         self._clock = clock
@@ -157,6 +165,12 @@ class SessionPipeline:
     def late_counts(self) -> dict[str, int]:
         """Packets that came too late for their tick, per stream."""
         return self._ticks.late_counts
+
+    @property
+    def features_left_out(self) -> dict[str, int]:
+        """Ticks without an embedding, or without a clip, by reason."""
+        clips = {} if self._clips is None else self._clips.left_out
+        return {**self.left_out, **clips}
 
     def may_wait(self, header: PacketHeader) -> bool:
         """Whether nothing hangs on working a packet off before the next.
@@ -481,6 +495,8 @@ class SessionPipeline:
             if each.frame is not None and not each.frame.is_done and not wait:
                 return
             embedding = None if each.frame is None else each.frame.result()[0]
+            if embedding is not None and not self._add_clip(each, embedding, wait=wait):
+                return
             self._looked_at += 1
             if each.cues is None:
                 continue
@@ -502,6 +518,19 @@ class SessionPipeline:
             seen[GAZE_APPEARANCE] = frame.gaze_appearance
             self.left_out["gaze_crop"] += frame.gaze_appearance is None
         return replace(tick, rows={**tick.rows, **seen}) if seen else tick
+
+    def _add_clip(self, each: _Waiting, embedding: npt.NDArray[np.float32], *, wait: bool) -> bool:
+        """Put a tick's clip among its cues; False while that is on its way."""
+        if self._clips is None or each.cues is None:
+            return True
+        behind = 0 if self._lossless else len(self._waiting) - self._looked_at - 1
+        rows = self._clips.rows_of(
+            each.cues.index, embedding, behind=behind, wait=wait or self._lossless
+        )
+        if rows is None:
+            return False
+        each.cues = replace(each.cues, rows={**each.cues.rows, **rows})
+        return True
 
     def _sighting(self, index: int, time_ns: int, epoch: int, received_ns: int) -> Sighting:
         return Sighting(

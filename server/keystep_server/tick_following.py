@@ -20,8 +20,9 @@ from keystep_capture.errors import DataError, KeystepError
 from keystep_models.cues.gaze_crop import CUE as GAZE_APPEARANCE
 from keystep_models.cues.gaze_crop import PictureView
 from keystep_models.cues.tick_cues import CUE_SIZES, TickCues, TickInput
-from keystep_models.detector.detecting_recogniser import DETECTIONS, DETECTIONS_SIZE
+from keystep_models.detector.detecting_recogniser import DETECTIONS
 from keystep_models.psr.recogniser import CueTick, FrameReport, TickRecogniser
+from keystep_models.storm.clip_recogniser import CLIP
 from keystep_server.checkpoint import FollowingState
 from keystep_server.cue_rows import CueRows
 from keystep_server.features import APPEARANCE, EMBEDDING_SIZE, read_ticks
@@ -32,7 +33,7 @@ LIVE_CUES = frozenset(
     {"appearance", GAZE_APPEARANCE, "motion", "gaze", "head", "left_hand", "right_hand"}
 )
 """The cues that a live session's ticks have."""
-_OF_PICTURES = frozenset({"appearance", GAZE_APPEARANCE, "motion", DETECTIONS})
+_OF_PICTURES = frozenset({"appearance", GAZE_APPEARANCE, "motion"})
 _MAX_TROUBLES = 3  # told in the log; all are counted
 
 log = structlog.get_logger(__name__)
@@ -52,8 +53,7 @@ class TickFollowing:
         self.recogniser = recogniser
         self._cues = TickCues(recogniser.cues, rate_hz)
         sizes = {cue: CUE_SIZES[cue] for cue in self._cues.cues}
-        if DETECTIONS in recogniser.cues:
-            sizes[DETECTIONS] = DETECTIONS_SIZE
+        sizes |= recogniser.model_cues
         if self.wants_view:
             sizes[GAZE_APPEARANCE] = EMBEDDING_SIZE
         self._folder = folder
@@ -78,13 +78,15 @@ class TickFollowing:
     @property
     def needs_pictures(self) -> bool:
         """Whether ticks are worth nothing without pictures."""
-        return not _OF_PICTURES.isdisjoint(self.recogniser.cues)
+        return bool(self.recogniser.model_cues) or not _OF_PICTURES.isdisjoint(self.recogniser.cues)
 
     @property
     def branch(self) -> Branch:
         """Which part of the models looks."""
         if DETECTIONS in self.recogniser.cues:
             return Branch.ASSEMBLY_STATE
+        if CLIP in self.recogniser.cues:
+            return Branch.SPATIO_TEMPORAL
         return Branch.KEY_STEP_FILTER
 
     def describe(

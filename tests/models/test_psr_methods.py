@@ -32,7 +32,7 @@ CLIPS = [None] * 3 + [ClipPrediction.of([0.0] + [0.9] * 10)] * 20
 
 
 def options_of(name: str) -> MethodOptions:
-    return MethodOptions(threshold=None if name == "tracker" else 2.0)
+    return MethodOptions(threshold=None if name.startswith("tracker") else 2.0)
 
 
 @pytest.mark.parametrize("name", METHODS)

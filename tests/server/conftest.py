@@ -34,6 +34,7 @@ from keystep_capture.sender import Callbacks, Sender, Source
 from keystep_models.cues.appearance_cue import appearance_manifest_path
 from keystep_server.app import AppDeps, Check, create_app
 from keystep_server.bundle_shelf import BundleShelf
+from keystep_server.clip_shelf import ClipShelf
 from keystep_server.commands import CommandOutcome
 from keystep_server.config import ServerConfig
 from keystep_server.credentials import TokenBook
@@ -114,6 +115,11 @@ class Rig:
                 self.config.data_dir / "bundles", appearance_sha256="0" * 64, slot_count=2
             ),
             detectors=DetectorShelf(self.config.data_dir / "detectors", LocalEngine().add_model),
+            clips=ClipShelf(
+                self.config.data_dir / "storm",
+                LocalEngine().add_model,
+                appearance_sha256="0" * 64,
+            ),
             default="auto",
         )
         self.publisher = ProcedurePublisher(

@@ -353,7 +353,7 @@ async def test_sessions_over_rest_say_what_they_run(live: Any) -> None:
     assert (await opened("c")).json()["method"] is None
     for wrong, detail in (
         ({**assembly, "method": "b9"}, "no method 'b9'; there are b1, b2, b3, temporal, storm, tr"),
-        ({**assembly, "method": "storm"}, "needs clip predictions, which no live stream carries"),
+        ({**assembly, "method": "storm"}, "only where its procedure pins a storm bundle"),
         ({"method": "b3"}, "there is no procedure whose steps it could recognise"),
     ):
         refused = await opened("d", **wrong)

@@ -77,6 +77,10 @@ def convert(
         Path | None,
         typer.Option(help="Folder of the detector that live sessions run (docs/detector.md)."),
     ] = None,
+    storm: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the storm bundle that live sessions run (docs/storm.md)."),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="The procedure's; else from the file's.")] = None,
 ) -> None:
     """Write a procedure as Keystep's own document, to be edited and checked."""
@@ -87,6 +91,8 @@ def convert(
     procedure = choice.of_recording("")
     if detector is not None:
         procedure = _with_detector(procedure, detector)
+    if storm is not None:
+        procedure = _with_storm_bundle(procedure, storm)
     if name is not None:
         procedure = replace(procedure, name=name)
     write_document(of_procedure(procedure), out)
@@ -103,3 +109,15 @@ def _with_detector(procedure: Procedure, folder: Path) -> Procedure:
         procedure = adopt_classes(loaded.spec, procedure)
     ClassMap.of(loaded.spec, procedure)
     return replace(procedure, detector=loaded.id)
+
+
+def _with_storm_bundle(procedure: Procedure, folder: Path) -> Procedure:
+    """A procedure that pins a storm bundle, whose models were tried."""
+    from keystep_models.storm.bundle import read_storm_bundle
+    from keystep_models.storm.clip_model import ClipModel
+    from keystep_models.storm.clip_recogniser import check_fits
+
+    bundle = read_storm_bundle(folder)
+    check_fits(procedure, bundle)
+    ClipModel.load(bundle)
+    return replace(procedure, storm=bundle.id)

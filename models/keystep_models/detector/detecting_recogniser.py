@@ -63,6 +63,11 @@ class DetectingRecogniser(TickRecogniser):
         return (DETECTIONS,)
 
     @property
+    def model_cues(self) -> Mapping[str, int]:
+        """Detections only."""
+        return {DETECTIONS: DETECTIONS_SIZE}
+
+    @property
     def memory_ticks(self) -> int:
         """None: a snapshot has all of it."""
         return 0

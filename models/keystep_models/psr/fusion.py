@@ -92,6 +92,17 @@ class SharedFusion:
         merged = self._merged.take(detector or temporal)
         return FusedFrame(detector=detector, temporal=temporal, merged=merged)
 
+    def declare(self, step_id: int) -> StepCompletion:
+        """Take a step as done, in both branches, as of the last frame.
+
+        Raises:
+            NotFoundError: The procedure has no such step.
+        """
+        self._temporal.declare(step_id)
+        step = self._detector.declare(step_id)
+        self._merged.take([step])
+        return step
+
     def snapshot(self) -> dict[str, Any]:
         """Everything needed to go on from here, as values that JSON holds exactly."""
         return {

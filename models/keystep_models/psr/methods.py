@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, TypeAlias
 
 from keystep_capture.errors import ConfigError
+from keystep_models.psr.clip_evidence import TRACKER_CLIPS, TrackerWithClips
 from keystep_models.psr.clips import ClipPrediction
 from keystep_models.psr.fusion import SharedFusion
 from keystep_models.psr.logic import Detection, StepCompletion, StepLogic, make_logic
@@ -16,13 +17,18 @@ from keystep_models.psr.recogniser import FrameReport, Recogniser
 from keystep_models.psr.soft_voting import SoftVoting
 from keystep_models.psr.temporal import WINDOW_FRAMES, TemporalLogic
 from keystep_models.psr.tracker_model import TrackerModel
-from keystep_models.psr.tracker_recogniser import TRACKER, fitted_model, make_tracker
+from keystep_models.psr.tracker_recogniser import (
+    TRACKER,
+    choose_model,
+    fitted_model,
+    make_tracker,
+)
 
 AUTO: Final = "auto"
 """In place of a method's name: what is best for the procedure; see `choose_live_method`."""
 
 Fusion: TypeAlias = Literal["shared", "soft"]
-_Session: TypeAlias = Any  # whatever has step, snapshot, restore and state
+_Session: TypeAlias = Any  # whatever has step, declare, snapshot, restore and state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,9 +95,8 @@ class _Adapter(Recogniser):
 
     def declare(self, step_id: int) -> StepCompletion:
         """Take a step as done; as `Recogniser.declare`."""
-        if isinstance(self._logic, StepLogic):
-            return self._logic.declare(step_id)
-        return super().declare(step_id)
+        step: StepCompletion = self._logic.declare(step_id)
+        return step
 
     def snapshot(self) -> Mapping[str, Any]:
         """The logic's snapshot."""
@@ -151,12 +156,22 @@ def _branch_options(options: MethodOptions) -> dict[str, Any]:
 
 
 def _make_tracker(procedure: Procedure, options: MethodOptions) -> Recogniser:
+    _refuse_threshold(options)
+    return make_tracker(procedure, options.tracker_model)
+
+
+def _make_tracker_with_clips(procedure: Procedure, options: MethodOptions) -> Recogniser:
+    _refuse_threshold(options)
+    model, note = choose_model(procedure, options.tracker_model)
+    return TrackerWithClips(procedure, model, window_frames=options.window_frames, note=note)
+
+
+def _refuse_threshold(options: MethodOptions) -> None:
     if options.threshold is not None:
         raise ConfigError(
             f"the tracker has no sum to exceed (threshold {options.threshold}); its thresholds are"
             " in its settings"
         )
-    return make_tracker(procedure, options.tracker_model)
 
 
 _SUM_OPTIONS: Final = frozenset({"threshold", "decay"})
@@ -198,12 +213,30 @@ METHODS: Final[Mapping[str, Method]] = MappingProxyType(
             options=frozenset({"tracker_model"}),
             make=_make_tracker,
         ),
+        TRACKER_CLIPS: Method(
+            title="Keystep's tracker with clips as evidence beside the detections",
+            needs_detections=True,
+            needs_clips=True,
+            options=frozenset({"tracker_model", "window_frames"}),
+            make=_make_tracker_with_clips,
+        ),
     }
 )
 """Every method by the name that `keystep psr run --method` and sessions take."""
 
 LIVE_METHODS: Final = tuple(name for name, method in METHODS.items() if not method.needs_clips)
-"""Those that a live session can run: no stream carries clip predictions yet."""
+"""Those that a live session of any procedure can run."""
+
+LIVE_CLIP_METHODS: Final[Mapping[str, tuple[str, Fusion]]] = MappingProxyType(
+    {
+        "temporal": ("temporal", "shared"),
+        "storm": ("storm", "shared"),
+        "storm-soft": ("storm", "soft"),
+        TRACKER_CLIPS: (TRACKER_CLIPS, "shared"),
+    }
+)
+"""Those that live sessions can run beside where the procedure pins a storm bundle: what each is
+here, and how it fuses."""
 
 
 def find_method(name: str) -> Method:
@@ -215,11 +248,11 @@ def find_method(name: str) -> Method:
 
 
 def check_live_method(name: str) -> None:
-    """ConfigError, with the reason, unless a live session can run this method."""
-    if find_method(name).needs_clips:
+    """ConfigError, with the reason, unless a live session of any procedure can run this method."""
+    if name in LIVE_CLIP_METHODS or find_method(name).needs_clips:
         raise ConfigError(
-            f"method {name!r} needs clip predictions, which no live stream carries; a live session"
-            f" can run {', '.join(LIVE_METHODS)}"
+            f"method {name!r} needs clip predictions, which a live session has only where its"
+            f" procedure pins a storm bundle; any live session can run {', '.join(LIVE_METHODS)}"
         )
 
 
@@ -228,16 +261,31 @@ KEY_STEPS: Final = "key_steps"
 
 
 def choose_live_method(
-    asked: str | None, procedure: Procedure, *, default: str = AUTO
+    asked: str | None,
+    procedure: Procedure,
+    *,
+    default: str = AUTO,
+    clip_options: MethodOptions | None = None,
 ) -> tuple[str, Recogniser]:
-    """The method by which a live session recognises steps from detections, at its start.
+    """The method by which a live session recognises steps from detections and clips, at its start.
 
     Arguments and errors as `live_method_name`; a procedure that pins a bundle has none.
+    `clip_options` holds for methods of clips, as far as they take them.
     """
     name = live_method_name(asked, procedure, default=default)
     if name == KEY_STEPS:
         raise ConfigError(f"procedure {procedure.name!r} is followed by its bundle")
+    if name in LIVE_CLIP_METHODS:
+        return name, _make_clip_method(name, procedure, clip_options or MethodOptions())
     return name, METHODS[name].make(procedure, MethodOptions())
+
+
+def _make_clip_method(name: str, procedure: Procedure, options: MethodOptions) -> Recogniser:
+    base, fusion = LIVE_CLIP_METHODS[name]
+    taken = {field: getattr(options, field) for field in METHODS[base].options}
+    if "fusion" in taken:
+        taken["fusion"] = fusion
+    return METHODS[base].make(procedure, MethodOptions(**taken))
 
 
 def live_method_name(asked: str | None, procedure: Procedure, *, default: str = AUTO) -> str:
@@ -248,8 +296,10 @@ def live_method_name(asked: str | None, procedure: Procedure, *, default: str = 
     Args:
         asked: What the session asks for; None leaves it to `default`.
         procedure: What the session follows.
-        default: A method, or `AUTO`: the tracker where settings were fitted for the procedure (on
-            IndustReal it beats B3, docs/tracker.md), else b3, as nothing was measured there.
+        default: A method, or `AUTO`: storm where the procedure pins a storm bundle and a detector,
+            temporal where it pins the bundle alone; else the tracker where settings were fitted for
+            the procedure (on IndustReal it beats B3, docs/tracker.md), else b3, as nothing was
+            measured there.
 
     Raises:
         ConfigError: there is no such method, it cannot run live, or not with this procedure.
@@ -268,7 +318,25 @@ def live_method_name(asked: str | None, procedure: Procedure, *, default: str = 
         )
     name = asked or default
     if name == AUTO:
-        name = "b3" if fitted_model(procedure) is None else TRACKER
+        name = _best_method(procedure)
+    if name in LIVE_CLIP_METHODS and procedure.storm is not None:
+        _check_clip_method(name, procedure)
+        return name
     check_live_method(name)
     METHODS[name].make(procedure, MethodOptions())
     return name
+
+
+def _best_method(procedure: Procedure) -> str:
+    if procedure.storm is not None:
+        return "temporal" if procedure.detector is None else "storm"
+    return "b3" if fitted_model(procedure) is None else TRACKER
+
+
+def _check_clip_method(name: str, procedure: Procedure) -> None:
+    if procedure.detector is None and METHODS[LIVE_CLIP_METHODS[name][0]].needs_detections:
+        raise ConfigError(
+            f"method {name!r} looks at detections too, and procedure {procedure.name!r} pins no"
+            " detector; pin one (`keystep procedure convert --detector`) or take temporal"
+        )
+    _make_clip_method(name, procedure, MethodOptions())

@@ -69,7 +69,7 @@ class Procedure:
     `states[class_id]` is the component vector of a detector class, or None where the class has
     none (background, error state). `task` names the variant ("assy", "main"). `bundle` is
     the id of the bundle that recognises the steps from embeddings, `detector` that of the detector
-    that sees the states, where there is one.
+    that sees the states, `storm` that of the bundle that sees changes, where there is one.
     Raises DataError when the parts contradict each other.
     """
 
@@ -81,6 +81,7 @@ class Procedure:
     states: tuple[ComponentState | None, ...] = ()
     bundle: str | None = None
     detector: str | None = None
+    storm: str | None = None
     _step_by_change: Mapping[tuple[int, StepKind], ProcedureStep] = field(
         init=False, repr=False, compare=False
     )
@@ -114,8 +115,8 @@ class Procedure:
 
     def __reduce__(self) -> tuple[Callable[..., Procedure], tuple[Any, ...]]:
         """Pickle and copy by the public fields; the look-up tables are rebuilt."""
-        values = (self.name, self.task, self.steps, self.component_count)
-        return _rebuild, (*values, self.initial_state, self.states, self.bundle, self.detector)
+        values = (self.name, self.task, self.steps, self.component_count, self.initial_state)
+        return _rebuild, (*values, self.states, self.bundle, self.detector, self.storm)
 
     def check_state(self, state: Sequence[int], what: str = "state") -> None:
         """Raise DataError, naming `what`, unless `state` is one of this procedure's vectors."""
@@ -215,6 +216,7 @@ def _rebuild(
     states: tuple[ComponentState | None, ...],
     bundle: str | None,
     detector: str | None,
+    storm: str | None,
 ) -> Procedure:
     return Procedure(
         name=name,
@@ -225,6 +227,7 @@ def _rebuild(
         states=states,
         bundle=bundle,
         detector=detector,
+        storm=storm,
     )
 
 

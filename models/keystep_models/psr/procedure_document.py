@@ -37,7 +37,7 @@ from keystep_models.psr.text_files import parse_json, plain, read_text, shown
 
 SCHEMA_VERSION: Final = 1
 
-_BUNDLE: Final = re.compile(r"[0-9a-f]{64}")
+_ID: Final = re.compile(r"[0-9a-f]{64}")
 _PICTURE: Final = re.compile(
     r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}/){0,4}[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}"
 )
@@ -64,7 +64,8 @@ class ProcedureDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """A procedure as a file holds it; its parts may contradict each other (`find_problems`).
 
     `bundle` is the id of the bundle that recognises the steps (docs/guidance.md), `detector` that
-    of the detector that sees the states (docs/detector.md).
+    of the detector that sees the states (docs/detector.md), `storm` that of the bundle that sees
+    changes within clips (docs/storm.md).
     """
 
     keystep_procedure: int
@@ -76,6 +77,7 @@ class ProcedureDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     detector_states: list[list[int] | None] = []
     bundle: str | msgspec.UnsetType = msgspec.UNSET
     detector: str | msgspec.UnsetType = msgspec.UNSET
+    storm: str | msgspec.UnsetType = msgspec.UNSET
 
 
 def read_document(path: str | Path) -> ProcedureDocument:
@@ -144,6 +146,7 @@ def to_procedure(document: ProcedureDocument) -> Procedure:
         states=tuple(None if s is None else tuple(s) for s in document.detector_states),
         bundle=document.bundle or None,
         detector=document.detector or None,
+        storm=document.storm or None,
     )
 
 
@@ -157,6 +160,7 @@ def of_procedure(procedure: Procedure) -> ProcedureDocument:
         states=procedure.states,
         bundle=procedure.bundle,
         detector=procedure.detector,
+        storm=procedure.storm,
     )
 
 
@@ -169,6 +173,7 @@ def of_steps(
     states: Sequence[ComponentState | None] = (),
     bundle: str | None = None,
     detector: str | None = None,
+    storm: str | None = None,
 ) -> ProcedureDocument:
     """A document of these parts, which may contradict each other (`find_problems`)."""
     names = _component_names(steps, len(initial_state))
@@ -196,6 +201,7 @@ def of_steps(
         ],
         bundle=bundle or msgspec.UNSET,
         detector=detector or msgspec.UNSET,
+        storm=storm or msgspec.UNSET,
     )
 
 
@@ -231,15 +237,17 @@ def find_problems(document: ProcedureDocument) -> list[str]:
 
 def _structure_problems(document: ProcedureDocument) -> Iterator[str]:
     count = len(document.components)
-    if document.bundle and not _BUNDLE.fullmatch(document.bundle):
-        yield f"bundle: expected the 64 hex digits of a bundle's id, got {shown(document.bundle)}"
-    if document.detector and not _BUNDLE.fullmatch(document.detector):
-        yield (
-            f"detector: expected the 64 hex digits of a detector's id, got"
-            f" {shown(document.detector)}"
-        )
-    if document.detector and document.bundle:
-        yield "expected a bundle or a detector, got both: one of them recognises the steps"
+    pins = {"bundle": document.bundle, "detector": document.detector, "storm": document.storm}
+    for what, pinned in pins.items():
+        if pinned and not _ID.fullmatch(pinned):
+            owner = "detector" if what == "detector" else "bundle"
+            yield f"{what}: expected the 64 hex digits of a {owner}'s id, got {shown(pinned)}"
+    for what in ("detector", "storm"):
+        if pins[what] and document.bundle:
+            yield (
+                f"expected a bundle or a {what}, got both: the bundle recognises the steps by"
+                " itself"
+            )
     if not document.steps:
         yield "expected at least one step, got none"
     times = Counter(document.components)

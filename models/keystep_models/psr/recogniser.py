@@ -143,6 +143,11 @@ class TickRecogniser(Follower):
         """The cues it looks at."""
 
     @property
+    def model_cues(self) -> Mapping[str, int]:
+        """Those that models made of the tick's picture, and are kept: cue to size."""
+        return {}
+
+    @property
     @abstractmethod
     def memory_ticks(self) -> int:
         """How many ticks back it must be shown again (`remember`) after a `restore`."""

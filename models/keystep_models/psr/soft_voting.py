@@ -27,6 +27,7 @@ from keystep_models.psr.temporal import (
     clip_proposals,
     completions,
     malformed_snapshot,
+    reset_component,
     state_after,
 )
 
@@ -126,6 +127,19 @@ class SoftVoting:
                 if step.expected:
                     completed.setdefault(step.component_idx, step)
         return list(completed.values())
+
+    def declare(self, step_id: int) -> StepCompletion:
+        """Take a step as done, as of the last frame; clips that show it add nothing for a window.
+
+        Raises:
+            NotFoundError: The procedure has no such step.
+        """
+        step = self.procedure.step(step_id)
+        self._state = state_after(self._state, [step])
+        self._recent.add(self._frame_idx, [step.component_idx])
+        for sums in (self._detector_sums, self._clip_sums):
+            reset_component(sums, self.procedure, step.component_idx)
+        return completions(self._frame_idx, [step])[0]
 
     def snapshot(self) -> dict[str, Any]:
         """Everything needed to go on from here, as values that JSON holds exactly."""

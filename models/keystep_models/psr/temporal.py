@@ -161,6 +161,18 @@ class TemporalLogic:
             self._recent.add(frame_idx, [step.component_idx for step in completed])
         return completions(frame_idx, completed)
 
+    def declare(self, step_id: int) -> StepCompletion:
+        """Take a step as done, as of the last frame; clips that show it add nothing for a window.
+
+        Raises:
+            NotFoundError: The procedure has no such step.
+        """
+        step = self.procedure.step(step_id)
+        self._state = state_after(self._state, [step])
+        self._recent.add(self._frame_idx, [step.component_idx])
+        reset_component(self.sums, self.procedure, step.component_idx)
+        return completions(self._frame_idx, [step])[0]
+
     def snapshot(self) -> dict[str, Any]:
         """Everything needed to go on from here, as values that JSON holds exactly."""
         return {
@@ -220,6 +232,13 @@ def state_after(state: ComponentState, steps: Sequence[ProcedureStep]) -> Compon
     for step in steps:
         values[step.component_idx] = VALUE_AFTER[step.kind]
     return tuple(values)
+
+
+def reset_component(sums: ConfidenceSums, procedure: Procedure, component_idx: int) -> None:
+    """Drop the sums of all steps that change a component."""
+    for step in procedure.steps:
+        if step.component_idx == component_idx:
+            sums.reset(step.id)
 
 
 def completions(frame_idx: int, steps: Sequence[ProcedureStep]) -> list[StepCompletion]:

@@ -142,13 +142,14 @@ class Tracker:
         self._has_evidence = False
         return events
 
-    def add_evidence(self, log_likelihoods: ArrayLike) -> None:
+    def add_evidence(self, log_likelihoods: ArrayLike, *, reports: bool = True) -> None:
         """Weigh in what another branch sees of single components, before the next `step`.
 
         Args:
             log_likelihoods: Natural logarithm of the likelihood of what was seen if a component
                 were incorrect, absent, correct; shape (3, C). Zeros say nothing. Neighbouring
                 frames' evidence must already be scaled to count as independent.
+            reports: Whether the next frame may report by it although nothing is detected there.
 
         Raises:
             ShapeError: another shape.
@@ -165,7 +166,7 @@ class Tracker:
         logs = np.concatenate([per_state, np.full(self._count, unknown)])
         belief = self._belief * np.exp(np.maximum(logs - logs.max(), -60.0))[:, None]
         self._belief = belief / belief.sum()
-        self._has_evidence = True
+        self._has_evidence = self._has_evidence or reports
 
     def declare(self, step_id: int) -> TrackerEvent:
         """Take a step as done because a person says so; go on from there.
@@ -181,9 +182,7 @@ class Tracker:
         heard = np.zeros_like(self._held, dtype=np.float64)
         heard[:, step.component_idx] = -_WITNESS_NATS
         heard[row, step.component_idx] = 0.0
-        had_evidence = self._has_evidence
-        self.add_evidence(heard)
-        self._has_evidence = had_evidence
+        self.add_evidence(heard, reports=False)
         self._reported[step.component_idx] = _VALUES[row]
         self._held[:, step.component_idx] = 0
         event = self._last_events[step.component_idx] = self._event(step, 1.0)

@@ -23,7 +23,7 @@ TRACKER: Final = "tracker"
 
 
 class TrackerRecogniser(Recogniser):
-    """The tracker behind the interface that all methods share; clips are not used yet."""
+    """The tracker behind the interface that all methods share; clips are not looked at."""
 
     def __init__(self, procedure: Procedure, model: TrackerModel, *, note: str = "") -> None:
         """Start a session; raises what `Tracker` raises."""
@@ -90,18 +90,28 @@ def make_tracker(procedure: Procedure, model: TrackerModel | None = None) -> Tra
         ConfigError: the settings count steps or classes that the procedure does not have, or the
             procedure has no detector states.
     """
+    chosen, note = choose_model(procedure, model)
+    return TrackerRecogniser(procedure, chosen, note=note)
+
+
+def choose_model(procedure: Procedure, model: TrackerModel | None) -> tuple[TrackerModel, str]:
+    """The settings that `make_tracker` takes, and what their user should know of them.
+
+    Raises:
+        ConfigError: The settings count steps or classes that the procedure does not have.
+    """
     if model is not None:
         _check_fits(procedure, model)
-        return TrackerRecogniser(procedure, model)
+        return model, ""
     fitted = fitted_model(procedure)
     if fitted is not None:
-        return TrackerRecogniser(procedure, fitted)
+        return fitted, ""
     note = (
         f"no tracker settings were fitted for procedure {procedure.name!r}: it runs with"
         " IndustReal's rates (per frame at 10 Hz), no counted orders or confusions, and an order of"
         " steps only where the procedure says `requires`"
     )
-    return TrackerRecogniser(procedure, TrackerModel(), note=note)
+    return TrackerModel(), note
 
 
 def fitted_model(procedure: Procedure) -> TrackerModel | None:

@@ -202,6 +202,17 @@ def read_storm_bundle(folder: Path | str) -> StormBundle:
     return StormBundle(folder=folder, document=document, procedure=procedure)
 
 
+def storm_id(folder: Path) -> str:
+    """The id in a bundle's folder; its files are not looked at.
+
+    Raises:
+        DataError: It holds no document of a storm bundle.
+    """
+    path = folder / DOCUMENT
+    check_size(path, MAX_DOCUMENT_BYTES)
+    return _parse(path).id
+
+
 def _parse(path: Path) -> StormDocument:
     try:
         content = path.read_bytes()
