@@ -75,11 +75,11 @@ def convert(
     initial_state: InitialStateOption = None,
     detector: Annotated[
         Path | None,
-        typer.Option(help="Folder of the detector that live sessions run (docs/detector.md)."),
+        typer.Option(help="Detector of live sessions: its folder, or cart (docs/detector.md)."),
     ] = None,
     storm: Annotated[
         Path | None,
-        typer.Option(help="Folder of the storm bundle that live sessions run (docs/storm.md)."),
+        typer.Option(help="Storm bundle of live sessions: its folder, or cart (docs/storm.md)."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="The procedure's; else from the file's.")] = None,
 ) -> None:
@@ -103,8 +103,9 @@ def _with_detector(procedure: Procedure, folder: Path) -> Procedure:
     """A procedure that pins a detector; it takes its classes where it has none of its own."""
     from keystep_models.detector.classes import ClassMap, adopt_classes
     from keystep_models.detector.detector import Detector
+    from keystep_models.detector.shipped import shipped_manifests
 
-    loaded = Detector.load(folder)
+    loaded = Detector.load(_shipped_or(folder, shipped_manifests()))
     if not procedure.states:
         procedure = adopt_classes(loaded.spec, procedure)
     ClassMap.of(loaded.spec, procedure)
@@ -116,8 +117,16 @@ def _with_storm_bundle(procedure: Procedure, folder: Path) -> Procedure:
     from keystep_models.storm.bundle import read_storm_bundle
     from keystep_models.storm.clip_model import ClipModel
     from keystep_models.storm.clip_recogniser import check_fits
+    from keystep_models.storm.shipped import shipped_bundles
 
-    bundle = read_storm_bundle(folder)
+    bundle = read_storm_bundle(_shipped_or(folder, shipped_bundles()))
     check_fits(procedure, bundle)
     ClipModel.load(bundle)
     return replace(procedure, storm=bundle.id)
+
+
+def _shipped_or(folder: Path, shipped: list[Path]) -> Path:
+    """A folder, or, where there is none, the one that ships under this name."""
+    if folder.exists():
+        return folder
+    return next((each.parent for each in shipped if each.parent.name == str(folder)), folder)
