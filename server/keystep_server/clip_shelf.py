@@ -7,7 +7,6 @@ of all its sessions run together.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -22,12 +21,21 @@ from keystep_models.storm.clip_model import ClipModel
 from keystep_models.storm.clip_recogniser import ClipRecogniser, check_fits
 from keystep_models.storm.clip_window import ClipWindow
 from keystep_models.storm.shipped import shipped_bundles
-from keystep_server.inference import BatchModel
+from keystep_server.inference import LocalEngine
 
 CLIPS_AT_ONCE: Final = 16
 """So many run together: unlike pictures, clips take less together than one by one."""
+CLIP_WAIT_MS: Final = 20.0
+"""So long one waits for those of other sessions."""
 
 log = structlog.get_logger(__name__)
+
+
+def add_clip_model(engine: LocalEngine, model: ClipModel) -> str:
+    """Have an engine run clips, those of all sessions together; its key of the model."""
+    return engine.add_model(
+        model, max_batch=CLIPS_AT_ONCE, max_calls=1, max_wait_ms=CLIP_WAIT_MS, inline=True
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,18 +61,16 @@ class _Loaded:
 class ClipShelf:
     """Finds, loads and shares storm bundles; blocks, and may be used from any thread."""
 
-    def __init__(
-        self, folder: Path, add_model: Callable[[BatchModel], str], *, appearance_sha256: str
-    ) -> None:
+    def __init__(self, folder: Path, engine: LocalEngine, *, appearance_sha256: str) -> None:
         """Name the folder; it need not be there.
 
         Args:
             folder: Where bundles lie, each in a folder of its own.
-            add_model: The engine's; its key of a model.
+            engine: That runs them.
             appearance_sha256: Of this server's appearance model: bundles must be made with it.
         """
         self._folder = folder
-        self._add_model = add_model
+        self._engine = engine
         self._appearance_sha256 = appearance_sha256
         self._lock = threading.Lock()
         self._loaded: dict[str, _Loaded] = {}
@@ -114,7 +120,7 @@ class ClipShelf:
                 " with it"
             )
         log.info("storm bundle loaded", bundle=bundle.id[:12])
-        return _Loaded(bundle=bundle, model=model, key=self._add_model(model))
+        return _Loaded(bundle=bundle, model=model, key=add_clip_model(self._engine, model))
 
     def _find(self, wanted: str) -> Path:
         trouble = ""

@@ -33,6 +33,8 @@ class CueRows:
         self.row_count = self._file.tell() // self._dtype.itemsize
         self.resize(self.row_count)
         self._row = np.zeros(1, self._dtype)
+        self._bytes = self._row.view(np.uint8)
+        self._values = {cue: self._row[f"cue_{cue}"][0] for cue in sizes}  # views of it
 
     def append(self, tick: CueTick) -> None:
         """Append a tick's rows.
@@ -41,13 +43,14 @@ class CueRows:
             OSError: The disk did not take it: it can be appended again later.
         """
         row = self._row
-        row.fill(0)
-        row["index"] = tick.index
-        for bit, cue in enumerate(self._sizes):
+        self._bytes.fill(0)
+        given = 0
+        for bit, (cue, place) in enumerate(self._values.items()):
             values = tick.rows.get(cue)
             if values is not None:
-                row["cues"] |= np.uint32(1 << bit)
-                row[f"cue_{cue}"][0] = values
+                given |= 1 << bit
+                place[:] = values
+        row["index"], row["cues"] = tick.index, given
         self._file.write(row.tobytes())
         self.row_count += 1
 

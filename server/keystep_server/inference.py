@@ -161,7 +161,13 @@ class LocalEngine:
         self.close()
 
     def add_model(
-        self, model: BatchModel, *, max_batch: int | None = None, max_calls: int | None = None
+        self,
+        model: BatchModel,
+        *,
+        max_batch: int | None = None,
+        max_calls: int | None = None,
+        max_wait_ms: float | None = None,
+        inline: bool = False,
     ) -> str:
         """Take a model in while sessions run; one that is there already stays as it is.
 
@@ -169,6 +175,9 @@ class LocalEngine:
             model: With one input and one output.
             max_batch: Most rows in one of its runs, where not the engine's.
             max_calls: Most of its runs at a time, where not the engine's.
+            max_wait_ms: Longest a request waits for others, where not the engine's.
+            inline: Have the thread that submits what completes a batch run it, beside those calls:
+                for a small model, which costs less than waking a thread. `submit` then blocks.
 
         Returns:
             The key to `submit` to.
@@ -188,6 +197,12 @@ class LocalEngine:
                     self._limits,
                     max_batch=max_batch or self._limits.max_batch,
                     max_calls=max_calls or self._limits.max_calls,
+                    max_wait_ns=(
+                        self._limits.max_wait_ns
+                        if max_wait_ms is None
+                        else round(max_wait_ms * 1e6)
+                    ),
+                    inline=inline,
                 )
                 worker = Worker(key, model, limits, self._clock, self._on_batch)
                 self._workers = {**self._workers, key: worker}

@@ -86,7 +86,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How much a worker takes in and how long it waits."""
+    """How much a worker takes in, how long it waits, and whether submitters run batches."""
 
     max_batch: int
     max_calls: int
@@ -94,13 +94,23 @@ class Limits:
     active_ns: int
     queue_limit: int
     live_limit: int
+    inline: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Inline:
+    """What a submitter runs a batch with."""
+
+    model: BatchModel
+    buffer: NDArray[Any]
 
 
 class Worker:
     """One model, its threads and its queues; `_changed` guards all of it but the model.
 
     Each thread has a binding of its own to the model. No two of them serve one session at a time,
-    so its answers keep their order.
+    so its answers keep their order. With `inline`, who submits what completes a batch runs it at
+    once: for a small model that costs less than waking a thread.
     """
 
     def __init__(
@@ -124,9 +134,11 @@ class Worker:
         # When each session last submitted; None for one that was imported and has not yet.
         self._sessions: dict[str, int | None] = {}
         self._stopping = False
+        self._dozing = True  # no thread will look by itself
         self._batches = self._rows = self._busy_ns = 0
         self._superseded = self._refused = self._failed = 0
         models = [model, *(model.beside() for _ in range(limits.max_calls - 1))]
+        self._inline = _Inline(model.beside(), self._new_buffer()) if limits.inline else None
         self._threads = [
             threading.Thread(
                 target=self._serve, args=(one,), name=f"inference {key} {number}", daemon=True
@@ -155,7 +167,9 @@ class Worker:
             self._queues.setdefault(session_id, deque()).append(request)
             self._waiting_rows += len(rows)
             self._sessions[session_id] = request.submitted_ns
-            self._changed.notify()
+            mine = self._take_inline()
+            if mine is None and (self._dozing or not self._limits.inline):
+                self._changed.notify()
         if superseded:
             superseded.fail(
                 StateError(
@@ -163,7 +177,26 @@ class Worker:
                     "took this request's place; leave this tick out"
                 )
             )
+        if mine is not None:
+            self._run_inline(*mine)
         return request
+
+    def _take_inline(self) -> tuple[_Inline, list[Request], set[str]] | None:
+        """A batch that the submitter is to run, where one is due and no other submitter does."""
+        inline, wait_ns = self._inline, self._wait_ns() if self._inline else None
+        if inline is None or wait_ns is None or wait_ns > 0:
+            return None
+        served: set[str] = set()
+        self._inline = None  # until it has run
+        return inline, self._take(served), served
+
+    def _run_inline(self, inline: _Inline, batch: list[Request], served: set[str]) -> None:
+        self._answer_all(inline.model, batch, inline.buffer)
+        with self._changed:
+            self._inline = inline
+            self._served -= served
+            if self._queues or self._stopping:
+                self._changed.notify()
 
     def _is_full(self, queue: deque[Request], newest_wins: bool) -> bool:
         if len(queue) >= self._limits.queue_limit:
@@ -239,10 +272,13 @@ class Worker:
         buffer = self._new_buffer()
         served: set[str] = set()
         while batch := self._next_batch(served):
-            # A request cancelled while it waited is left out; from here on none can be.
-            batch = [r for r in batch if r.future.set_running_or_notify_cancel()]
-            if batch:
-                self._answer(model, batch, buffer)
+            self._answer_all(model, batch, buffer)
+
+    def _answer_all(self, model: BatchModel, batch: list[Request], buffer: NDArray[Any]) -> None:
+        # A request cancelled while it waited is left out; from here on none can be.
+        batch = [r for r in batch if r.future.set_running_or_notify_cancel()]
+        if batch:
+            self._answer(model, batch, buffer)
 
     def _new_buffer(self) -> NDArray[Any]:
         row_shape = [dim for dim in self._spec.shape[1:] if isinstance(dim, int)]
@@ -261,6 +297,10 @@ class Worker:
                 wait_ns = self._wait_ns()
                 if wait_ns is not None and wait_ns <= 0:
                     return self._take(served)
+                if wait_ns is None and self._limits.inline and self._is_shared():
+                    # Cheaper than to be woken by each request.
+                    wait_ns = self._limits.max_wait_ns or None
+                self._dozing = wait_ns is None
                 self._changed.wait(None if wait_ns is None else wait_ns * 1e-9)
             self._changed.notify_all()  # the other threads may end too
             return None
@@ -280,6 +320,11 @@ class Worker:
             return 0
         first_ns = min(queue[0].submitted_ns for queue in self._queues.values())
         return first_ns + self._limits.max_wait_ns - now_ns
+
+    def _is_shared(self) -> bool:
+        """Whether more than one session submitted lately."""
+        since_ns = self._clock() - self._limits.active_ns
+        return sum(at is not None and at >= since_ns for at in self._sessions.values()) > 1
 
     def _expects_more(self, now_ns: int) -> bool:
         """Whether a session that submitted lately has nothing in the queue."""

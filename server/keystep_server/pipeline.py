@@ -529,7 +529,7 @@ class SessionPipeline:
         )
         if rows is None:
             return False
-        each.cues = replace(each.cues, rows={**each.cues.rows, **rows})
+        each.cues = CueTick(index=each.cues.index, rows={**each.cues.rows, **rows})
         return True
 
     def _sighting(self, index: int, time_ns: int, epoch: int, received_ns: int) -> Sighting:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import functools
 import logging
 import os
 import socket
@@ -25,7 +24,7 @@ from keystep_models.cues.appearance_cue import appearance_manifest_path
 from keystep_models.onnx_model import OnnxModel
 from keystep_server.app import AppDeps, Check, create_app
 from keystep_server.bundle_shelf import BundleShelf
-from keystep_server.clip_shelf import CLIPS_AT_ONCE, ClipShelf
+from keystep_server.clip_shelf import ClipShelf
 from keystep_server.config import ServerConfig
 from keystep_server.credentials import Access, TokenBook, refuse_unguarded_rest, server_keys
 from keystep_server.detector_shelf import DetectorShelf
@@ -119,7 +118,7 @@ async def running_server(
             detectors=DetectorShelf(config.data_dir.resolve() / "detectors", engine.add_model),
             clips=ClipShelf(
                 config.data_dir.resolve() / "storm",
-                functools.partial(engine.add_model, max_batch=CLIPS_AT_ONCE, max_calls=1),
+                engine,
                 appearance_sha256=model.sha256,
             ),
             default=config.default_method,

@@ -13,6 +13,7 @@ from keystep_models.onnx_model import ModelManifest
 from keystep_models.psr.procedure_document import read_document, to_procedure
 from keystep_models.storm.bundle import read_storm_bundle
 from keystep_models.storm.clip_model import ClipModel
+from keystep_models.storm.clip_window import ClipWindow
 from keystep_models.storm.shipped import shipped_bundles
 
 
@@ -36,10 +37,16 @@ def test_a_shipped_bundle_says_whose_and_what_it_is_and_runs(path: Path) -> None
     for manifest in (bundle.spatial_manifest, bundle.temporal_manifest):
         assert ModelManifest.read(manifest).licence == "Apache-2.0"
     model = ClipModel.load(bundle)
-    width = model.manifest.inputs[0].shape[1]
-    rows = np.random.default_rng(0).normal(size=(3, int(width))).astype(np.float32)
-    seen = model.run(rows)
-    one_by_one = np.concatenate([model.run(rows[n : n + 1]) for n in range(3)])
+    features = np.random.default_rng(0).normal(size=(3, 1280)).astype(np.float32)
+    document = bundle.document
+    numbers = [
+        model.open_window(ClipWindow(document.clip, document.embedding_size)) for _ in range(6)
+    ]
+    rows = [model.new_row(number) for number in numbers]
+    for number, row in enumerate(rows):
+        model.fill(row, 0, features[number % 3])
+    seen = model.run(np.concatenate(rows[:3]))
+    one_by_one = np.concatenate([model.run(row) for row in rows[3:]])
     np.testing.assert_allclose(seen, one_by_one, atol=1e-4, rtol=0)
 
 

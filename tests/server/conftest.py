@@ -117,7 +117,7 @@ class Rig:
             detectors=DetectorShelf(self.config.data_dir / "detectors", LocalEngine().add_model),
             clips=ClipShelf(
                 self.config.data_dir / "storm",
-                LocalEngine().add_model,
+                LocalEngine(),
                 appearance_sha256="0" * 64,
             ),
             default="auto",

@@ -188,7 +188,7 @@ def test_a_bundle_that_cannot_be_used_is_refused_when_it_is_asked_for(
     if what in ("bytes", "missing", "edited"):
         damage(bundle.folder, what)
     with LocalEngine() as engine:
-        shelf = ClipShelf(tmp_path / "storm", engine.add_model, appearance_sha256=appearance)
+        shelf = ClipShelf(tmp_path / "storm", engine, appearance_sha256=appearance)
         with pytest.raises(KeystepError, match=words) as raised:
             shelf.check(procedure)
     assert "\n" not in str(raised.value)

@@ -190,7 +190,34 @@ def test_forgetting_the_awaited_session_releases_the_batch(mean: OnnxModel) -> N
         assert value_of(waiting) == 2
 
 
-def test_many_sessions_at_once_get_the_rows_they_get_alone(mean: OnnxModel) -> None:
+def test_inline_the_request_that_completes_a_batch_runs_it_at_once(mean: OnnxModel) -> None:
+    with make_engine() as engine:
+        key = engine.add_model(mean, inline=True)
+        alone = engine.submit(key, "a", image(1))
+        assert alone.done()
+        waiting = engine.submit(key, "b", image(2))
+        assert not waiting.done()
+        last = engine.submit(key, "a", image(3))
+        assert waiting.done()
+        assert last.done()
+        assert [value_of(future) for future in (alone, waiting, last)] == [1, 2, 3]
+        assert engine.stats()[key].batches == 2
+
+
+def test_inline_a_batch_closes_after_its_longest_wait_too(mean: OnnxModel) -> None:
+    clock = TurnedClock()
+    with make_engine(clock=clock) as engine:
+        key = engine.add_model(mean, max_wait_ms=1.0, inline=True)
+        for _ in range(3):  # the thread that closes it has been dozing, or has not
+            engine.submit(key, "a", image(1)).result(TIMEOUT_S)
+            waiting = engine.submit(key, "b", image(2))
+            clock.now_ns += 1_000_000
+            assert value_of(waiting) == 2
+            clock.now_ns += 2_000_000_000  # both fall silent
+
+
+@pytest.mark.parametrize("inline", [False, True])
+def test_many_sessions_at_once_get_the_rows_they_get_alone(mean: OnnxModel, inline: bool) -> None:
     rng = np.random.default_rng(7)
     rows = rng.integers(0, 256, (6, 30, 4, 4, 3), np.uint8)
     alone = [mean.run(session) for session in rows]
@@ -203,7 +230,8 @@ def test_many_sessions_at_once_get_the_rows_they_get_alone(mean: OnnxModel) -> N
             futures[max(0, len(futures) - 4)].result(TIMEOUT_S)
         return np.concatenate([future.result(TIMEOUT_S) for future in futures])
 
-    with LocalEngine({key: mean}, max_batch=4) as engine, ThreadPoolExecutor(6) as pool:
+    with LocalEngine(max_batch=4) as engine, ThreadPoolExecutor(6) as pool:
+        engine.add_model(mean, inline=inline)
         for got, expected in zip(pool.map(session, range(6)), alone, strict=True):
             np.testing.assert_array_equal(got, expected)
         assert engine.stats()[key].rows == 180

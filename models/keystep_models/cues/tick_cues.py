@@ -90,6 +90,8 @@ class TickCues:
             Its place, and cue to float32 (D,); None where the cue is missing.
         """
         place = self.timeline.place(tick.epoch, tick.device_time_ns)
+        if not self.cues:
+            return place, {}
         if place.starts_epoch:
             self._head.restart()
         if not place.follows:

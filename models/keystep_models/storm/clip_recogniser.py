@@ -50,6 +50,8 @@ class ClipRecogniser(TickRecogniser):
         self.note = inner.note
         self._inner, self._model, self._document = inner, model, bundle.document
         self._window = ClipWindow(bundle.document.clip, bundle.document.embedding_size)
+        self._number = model.open_window(self._window)
+        self._row = model.new_row(self._number)
         self._detects = method != "temporal"
 
     @property
@@ -84,12 +86,15 @@ class ClipRecogniser(TickRecogniser):
         return self._inner.can_see
 
     def row(self, index: int, feature: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The model's row of a tick that comes next, float32 (1, width).
+        """The model's row of the tick that comes next.
+
+        It is overwritten by the next one: that is asked for when this one was answered.
 
         Raises:
             ShapeError: The feature has another size than the bundle's.
         """
-        return self._model.pack(feature, *self._window.before(index))
+        self._model.fill(self._row, index, feature)
+        return self._row
 
     def rows_of(self, answer: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         """A tick's cues of the model's answer, (D + C,)."""
@@ -107,7 +112,13 @@ class ClipRecogniser(TickRecogniser):
 
     def remember(self, tick: CueTick) -> None:
         """Keep its embedding for the clips to come."""
-        self._window.put(tick.index, tick.rows.get(EMBEDDING))
+        embedding = tick.rows.get(EMBEDDING)
+        if embedding is not None and not self._window.has(tick.index):  # after a restart
+            self._window.put(tick.index, embedding)
+
+    def close(self) -> None:
+        """Let the window go."""
+        self._model.close_window(self._number)
 
     def declare(self, step_id: int) -> StepCompletion:
         """Take a step as done; as `Follower.declare`."""

@@ -15,7 +15,11 @@ MAX_WINDOW_BYTES: Final = 16 << 20
 
 
 class ClipWindow:
-    """A ring of embeddings by tick; a tick without one, or left out, is missing in every clip."""
+    """Rings of embeddings by tick; a tick without one, or left out, is missing in every clip.
+
+    There is a ring for each tick that clips may end at among `every`, and each embedding is in its
+    ring twice, one length apart: the frames of any clip then lie in one stretch of memory.
+    """
 
     def __init__(self, clip: ClipGeometry, embedding_size: int) -> None:
         """Start before the first tick.
@@ -27,36 +31,52 @@ class ClipWindow:
         Raises:
             ConfigError: It would take more than `MAX_WINDOW_BYTES`.
         """
-        size = clip.ticks * embedding_size * 4
+        shape = (clip.every, 2 * clip.frames)
+        size = shape[0] * shape[1] * embedding_size * 4
         if size > MAX_WINDOW_BYTES:
             raise ConfigError(
                 f"clips of {clip.ticks} ticks of {embedding_size} values take {size >> 20} MiB a"
                 f" session, more than {MAX_WINDOW_BYTES >> 20}; train with shorter clips"
             )
-        self._ticks = clip.ticks
-        self._before = np.arange(clip.frames - 1, 0, -1) * clip.every
-        self._rows = np.zeros((clip.ticks, embedding_size), np.float32)
-        self._indices = np.full(clip.ticks, -1, np.int64)
+        self._frames, self._every = clip.frames, clip.every
+        self._rows = np.zeros((*shape, embedding_size), np.float32)
+        self._there = np.zeros(shape, np.bool_)
+        self._newest = [-1] * clip.every  # of each ring, in its own count
 
-    def put(self, index: int, embedding: NDArray[np.float32] | None) -> None:
-        """Take a tick's embedding, float32 (D,); None where it has none. Ticks come in order."""
-        slot = index % self._ticks
-        if embedding is None:
-            self._indices[slot] = -1
-            return
-        self._rows[slot] = embedding
-        self._indices[slot] = index
+    def put(self, index: int, embedding: NDArray[np.float32]) -> None:
+        """Take the embedding of a tick, float32 (D,); ticks come in order."""
+        count, ring = divmod(index, self._every)
+        newest = self._newest[ring]
+        if count > newest + 1:
+            self._skip(ring, range(newest + 1, min(count, newest + 1 + self._frames)))
+        slot = count % self._frames
+        rows = self._rows[ring]
+        rows[slot] = embedding
+        rows[slot + self._frames] = embedding
+        if count < self._frames or not self._there[ring, slot]:
+            self._there[ring, slot :: self._frames] = True
+        self._newest[ring] = count
 
-    def before(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """The frames of the clip that ends at a tick, but the last.
+    def _skip(self, ring: int, counts: range) -> None:
+        """Ticks that have no embedding: what is in their places is from long ago."""
+        for count in counts:
+            slot = count % self._frames
+            self._there[ring, slot :: self._frames] = False
+            self._rows[ring, slot :: self._frames] = 0.0
+
+    def has(self, index: int) -> bool:
+        """Whether the embedding of this tick, or of a later one, is there."""
+        count, ring = divmod(index, self._every)
+        return self._newest[ring] >= count
+
+    def clip(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """The clip that ends at the tick that was put last.
 
         Returns:
-            Float32 (N - 1, D), oldest first, zeros where there is none; bool (N - 1,), where
-            there is one.
+            Float32 (N, D), oldest first, zeros where there is none; bool (N,), where there is one.
+            Both are views, which stand until the next `put`.
         """
-        wanted = index - self._before
-        slots = wanted % self._ticks
-        there = (self._indices[slots] == wanted) & (wanted >= 0)
-        rows = self._rows[slots]
-        rows[~there] = 0.0
-        return rows, there
+        count, ring = divmod(index, self._every)
+        first = (count + 1) % self._frames
+        stretch = slice(first, first + self._frames)
+        return self._rows[ring, stretch], self._there[ring, stretch]
