@@ -2,6 +2,8 @@
 
 A clip says of each component how likely it changed between the clip's first and last frame. With
 what was believed of it at the first frame that speaks for, or against, each of its present values.
+Clips miss about every second change and seldom see one that is not there, so that a change that is
+seen says much more than one that is not.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ Floats = NDArray[np.float64]
 TRACKER_CLIPS: Final = "tracker-clips"
 CLIP_WEIGHT: Final = 0.1
 """Neighbouring clips share nearly all their frames: one counts as a tenth of an independent one."""
-_LEAST: Final = 0.02  # no clip is surer than this
+SEEN_IF_CHANGED: Final = 0.5
+SEEN_IF_NOT: Final = 0.03
+"""How often a clip shows a change of a component that changed, and of one that did not."""
 _EVERY: Final = 8  # frames from one remembered belief to the next
 
 
@@ -73,9 +77,11 @@ class ClipEvidence:
             Float64 (3, C), weighted; a wrong part counts as not there, as clips are labelled.
         """
         there = self._at(frame_idx - self.window_frames + 1)
-        changed = np.clip(np.array(clip.confidences, np.float64), _LEAST, 1 - _LEAST)
-        absent = there * changed + (1 - there) * (1 - changed)
-        correct = there * (1 - changed) + (1 - there) * changed
+        seen = np.array(clip.confidences, np.float64)
+        if_changed = SEEN_IF_CHANGED * seen + (1 - SEEN_IF_CHANGED) * (1 - seen)
+        if_not = SEEN_IF_NOT * seen + (1 - SEEN_IF_NOT) * (1 - seen)
+        absent = there * if_changed + (1 - there) * if_not
+        correct = there * if_not + (1 - there) * if_changed
         values: Floats = self._weight * np.log(np.stack([absent, absent, correct]))
         return values
 
