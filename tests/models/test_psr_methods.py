@@ -9,6 +9,7 @@ from keystep_capture.errors import ConfigError, DataError
 from keystep_models.psr.clips import ClipPrediction
 from keystep_models.psr.logic import Detection, StepCompletion
 from keystep_models.psr.methods import (
+    LIVE_CLIP_METHODS,
     LIVE_METHODS,
     METHODS,
     MethodOptions,
@@ -195,8 +196,50 @@ def test_a_live_session_runs_what_it_asks_for_or_the_best_known(
     assert (name, recogniser.method) == (expected, expected)
 
 
-def test_methods_that_need_clips_cannot_run_live() -> None:
+PINNED = replace(ASSEMBLY, storm="0" * 64, detector="1" * 64)
+
+
+@pytest.mark.parametrize(
+    ("asked", "procedure", "expected"),
+    [
+        (None, PINNED, "storm"),
+        (None, replace(PINNED, detector=None), "temporal"),
+        ("temporal", PINNED, "temporal"),
+        ("storm-soft", PINNED, "storm-soft"),
+        ("tracker-clips", PINNED, "tracker-clips"),
+        ("b3", PINNED, "b3"),
+    ],
+)
+def test_a_procedure_with_a_storm_bundle_can_be_followed_by_clips(
+    asked: str | None, procedure: Procedure, expected: str
+) -> None:
+    options = MethodOptions(threshold=2.0, window_frames=65)
+    assert choose_live_method(asked, procedure, clip_options=options)[0] == expected
+
+
+@pytest.mark.parametrize("name", ["storm", "storm-soft", "tracker-clips"])
+def test_fusions_need_a_detector_too(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{name}.*pins no detector"):
+        choose_live_method(name, replace(PINNED, detector=None))
+
+
+@pytest.mark.parametrize("name", LIVE_CLIP_METHODS)
+def test_what_a_person_calls_done_is_not_reported_again_by_clips_that_show_it(name: str) -> None:
+    _, recogniser = choose_live_method(name, PINNED)
+    recogniser.step(0, [Detection(1, 0.9)])
+    step = ASSEMBLY.step_for(1, "completed")
+    assert step is not None
+    declared = recogniser.declare(step.id)
+    assert (declared.step_id, declared.frame_idx) == (step.id, 0)
+    assert recogniser.state[1] == 1
+    shown = ClipPrediction.of([0.0, 0.95] + [0.0] * 9)
+    found = [recogniser.step(number, [], shown) for number in range(1, 40)]
+    assert 1 not in [step.component_idx for report in found for step in report.steps]
+    assert recogniser.state[1] == 1
+
+
+def test_methods_that_need_clips_cannot_run_live_without_a_storm_bundle() -> None:
     assert LIVE_METHODS == ("b1", "b2", "b3", "tracker")
-    for name in ("temporal", "storm"):
+    for name in LIVE_CLIP_METHODS:
         with pytest.raises(ConfigError, match=rf"{name}.*needs clip.*b1, b2, b3, tracker"):
             check_live_method(name)

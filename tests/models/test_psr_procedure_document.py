@@ -54,6 +54,14 @@ def test_a_procedure_survives_its_document(name: str, tmp_path: Path) -> None:
     assert to_procedure(read_document(path)) == procedure == load_procedure(str(path))
 
 
+def test_pinned_models_survive_and_must_go_together() -> None:
+    pinned = replace(builtin_procedure("industreal-assy"), detector="1" * 64, storm="2" * 64)
+    assert to_procedure(of_procedure(pinned)) == pinned
+    assert problems(storm="x")[0].startswith("storm: expected the 64 hex digits of a bundle's id")
+    [clash] = problems(storm="2" * 64, bundle="3" * 64)
+    assert "expected a bundle or a storm, got both" in clash
+
+
 def test_order_and_marks_reach_the_procedure() -> None:
     text = json.dumps(
         document(
