@@ -39,10 +39,8 @@ def test_a_shipped_bundle_says_whose_and_what_it_is_and_runs(path: Path) -> None
     model = ClipModel.load(bundle)
     features = np.random.default_rng(0).normal(size=(3, 1280)).astype(np.float32)
     document = bundle.document
-    numbers = [
-        model.open_window(ClipWindow(document.clip, document.embedding_size)) for _ in range(6)
-    ]
-    rows = [model.new_row(number) for number in numbers]
+    windows = [ClipWindow(document.clip, document.embedding_size) for _ in range(6)]
+    rows = [model.new_row(model.open_window(window)) for window in windows]
     for number, row in enumerate(rows):
         model.fill(row, 0, features[number % 3])
     seen = model.run(np.concatenate(rows[:3]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 import stripe_clips
 import stripe_detector as stripes
-from keystep_capture.errors import KeystepError
+from keystep_capture.errors import KeystepError, ModelError
 from keystep_models.psr.methods import choose_live_method
 from keystep_models.psr.recogniser import CueTick
 from keystep_models.storm.bundle import ClipGeometry, StormBundle
@@ -125,7 +126,8 @@ def test_clips_tick_by_tick_are_those_of_the_whole_recording(
 def test_the_clips_of_sessions_run_together(tmp_path: Path) -> None:
     bundle = stripe_clips.make_bundle(tmp_path / "one", PROCEDURE, FEATURES)
     model = ClipModel.load(bundle)
-    row = recogniser_of(bundle, model).row(0, FEATURES[0])
+    recogniser = recogniser_of(bundle, model)
+    row = recogniser.row(0, FEATURES[0])
     sizes: list[int] = []
     with LocalEngine(
         max_batch=1, max_wait_ms=10_000, on_batch=lambda _, rows: sizes.append(rows)
@@ -141,6 +143,17 @@ def test_the_clips_of_sessions_run_together(tmp_path: Path) -> None:
             for answer in answers:
                 np.testing.assert_allclose(answer.result(), first.result(), atol=1e-6)
     assert max(sizes) == 4
+
+
+def test_a_session_that_ended_is_let_go_and_its_last_tick_fails(tmp_path: Path) -> None:
+    bundle = stripe_clips.make_bundle(tmp_path / "one", PROCEDURE, FEATURES)
+    model = ClipModel.load(bundle)
+    row = recogniser_of(bundle, model).row(0, FEATURES[0])
+    gc.collect()
+    with LocalEngine() as engine:
+        answer = engine.submit(engine.add_model(model), "a", row)
+        with pytest.raises(ModelError, match="session of this tick was closed"):
+            answer.result(20)
 
 
 def damage(folder: Path, what: str) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +40,8 @@ class ClipModel:
         assert isinstance(features, int)
         self._features = features
         self._width = features + _PLACES
-        self._windows: dict[int, ClipWindow] = {}
+        # Windows are their sessions': one whose session ended is not here any more.
+        self._windows: WeakValueDictionary[int, ClipWindow] = WeakValueDictionary()
         self._clips = np.empty((0, self._frames, self._size), np.float32)
         self._answers = self._size + document.component_count
         self._manifest = ModelManifest(
@@ -78,13 +80,11 @@ class ClipModel:
 
     def _try(self) -> None:
         """One clip of one frame."""
-        number = self.open_window(ClipWindow(self._bundle.document.clip, self._size))
+        window = ClipWindow(self._bundle.document.clip, self._size)
         try:
-            seen = self.run(self.new_row(number))
+            seen = self.run(self.new_row(self.open_window(window)))
         except ShapeError as error:
             raise ModelError(f"{self._bundle.folder}: {error}; export the bundle again") from error
-        finally:
-            self.close_window(number)
         length = float(np.linalg.norm(seen[0, : self._size]))
         if not np.isfinite(seen).all() or abs(length - 1) > 1e-2:
             raise ModelError(
@@ -109,17 +109,13 @@ class ClipModel:
         return other
 
     def open_window(self, window: ClipWindow) -> int:
-        """Take in a session's window; its number, for `new_row`.
+        """Take in a session's window, which its session keeps; its number, for `new_row`.
 
-        It is the model's while a row of it is on its way, so give one row at a time.
+        The model writes to it while a row of it is on its way, so give one row at a time.
         """
         number = next(_NUMBERS)
         self._windows[number] = window
         return number
-
-    def close_window(self, number: int) -> None:
-        """Let a window go; one that is gone stays so."""
-        self._windows.pop(number, None)
 
     def new_row(self, number: int) -> NDArray[np.float32]:
         """A row of a window's session, float32 (1, F + 4), for `fill`."""

@@ -50,8 +50,7 @@ class ClipRecogniser(TickRecogniser):
         self.note = inner.note
         self._inner, self._model, self._document = inner, model, bundle.document
         self._window = ClipWindow(bundle.document.clip, bundle.document.embedding_size)
-        self._number = model.open_window(self._window)
-        self._row = model.new_row(self._number)
+        self._row = model.new_row(model.open_window(self._window))
         self._detects = method != "temporal"
 
     @property
@@ -115,10 +114,6 @@ class ClipRecogniser(TickRecogniser):
         embedding = tick.rows.get(EMBEDDING)
         if embedding is not None and not self._window.has(tick.index):  # after a restart
             self._window.put(tick.index, embedding)
-
-    def close(self) -> None:
-        """Let the window go."""
-        self._model.close_window(self._number)
 
     def declare(self, step_id: int) -> StepCompletion:
         """Take a step as done; as `Follower.declare`."""
