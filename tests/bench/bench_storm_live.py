@@ -70,7 +70,7 @@ class Session:
     def describe(self) -> CueTick:
         """What the pipeline has of a tick when it is complete."""
         tick = Tick(device_time_ns=self.count * PERIOD_NS, index=self.count, samples={})
-        cues = self.following.describe(tick, 0, None)
+        cues, _ = self.following.describe(tick, 0, None)
         rows = {**cues.rows, DETECTIONS: self.row} if self.detects else cues.rows
         return CueTick(index=cues.index, rows=rows)
 

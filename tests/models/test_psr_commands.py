@@ -269,7 +269,10 @@ def test_bad_json_detections_are_refused(tmp_path: Path, detections: Any, messag
         (("--method", "tracker", "--decay", "0.5"), "--decay is for --method b2, b3, temporal, st"),
         (("--method", "tracker", "--threshold", "nan"), "--threshold is for .*, not tracker"),
         (("--method", "b1", "--threshold", "3"), "--threshold is for .*, not b1"),
-        (("--method", "b3", "--window", "9"), "--window is for --method temporal, storm, tracker-clips, not b3"),
+        (
+            ("--method", "b3", "--window", "9"),
+            "--window is for --method temporal, storm, tracker-clips, not b3",
+        ),
         (("--method", "b3", "--weight", "0.5"), "--weight is for --method storm, not b3"),
         (("--method", "b3", "--fusion", "soft"), "--fusion is for --method storm, not b3"),
         (("--method", "b3", "--branches"), "--branches is for --method storm"),

@@ -90,7 +90,7 @@ class TickCues:
             Its place, and cue to float32 (D,); None where the cue is missing.
         """
         place = self.timeline.place(tick.epoch, tick.device_time_ns)
-        if not self.cues:
+        if not (self.cues or self.cuts_at_gaze):
             return place, {}
         if place.starts_epoch:
             self._head.restart()
