@@ -12,16 +12,13 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import av.error
 import numpy as np
 import numpy.typing as npt
-from av.video.frame import VideoFrame
 
 from keystep_capture.align import AlignerState, Tick
 from keystep_capture.clock import Clock
@@ -36,10 +33,7 @@ from keystep_capture.payloads import check_image, read_array
 from keystep_capture.streams import STREAMS
 from keystep_capture.video import GapFilter, PacketDecoder, is_keyframe
 from keystep_capture.wire import PacketHeader
-from keystep_models.cues.appearance_cue import CROP, AppearancePreprocessing
 from keystep_models.cues.gaze_crop import CUE as GAZE_APPEARANCE
-from keystep_models.cues.gaze_crop import ViewMaker
-from keystep_models.cues.motion_cue import MotionPreprocessing
 from keystep_models.detector.detecting_recogniser import DETECTIONS
 from keystep_models.psr.logic import Detection
 from keystep_models.psr.recogniser import CueTick, Follower, Recogniser, TickRecogniser
@@ -49,6 +43,7 @@ from keystep_server.clip_shelf import SessionClips
 from keystep_server.detector_shelf import SessionDetector
 from keystep_server.features import TickStore
 from keystep_server.inference import InferenceEngine
+from keystep_server.picture_requests import PictureRequests
 from keystep_server.pipeline_mark import PipelineMark
 from keystep_server.recorder import SessionRecorder
 from keystep_server.storage import Branch
@@ -61,7 +56,6 @@ _DEPTH = ("depth", "depth_ahat")
 _LIGHT = frozenset({"gaze", "head", "hands", *_DEPTH})
 _READ = frozenset({*LEADING, *OTHERS, "calibration"})
 """Streams that something is made of; the others are checked and counted."""
-MAX_TICKS_IN_ENGINE = 8
 LATE_NS = 250_000_000
 """A live session's frame that has waited for longer is not decoded if a key frame follows."""
 MAX_TICKS_WAITING = 600
@@ -115,17 +109,22 @@ class SessionPipeline:
             on_feature: Told, in the engine's thread, when a frame's features are there or will
                 never be: a tick may be written now.
         """
-        self._on_feature = on_feature
-        self._session_id = session_id
-        self._folder = folder
-        self._engine = engine
+        self._requests = PictureRequests(
+            engine=engine,
+            session_id=session_id,
+            appearance_model=appearance_model,
+            detector=detector,
+            lossless=lossless,
+            clock=clock,
+            on_answer=on_feature,
+        )
         self._model = appearance_model
-        self._detector = detector
+        self._has_detector = detector is not None
         self._clips: TickClips | None = None
         if clips is not None:
-            self._clips = TickClips(clips.recogniser, partial(self._run, clips.key), on_feature)
+            ask = partial(self._requests.run, clips.key)
+            self._clips = TickClips(clips.recogniser, ask, on_feature)
         self._lossless = lossless
-        self._rate_hz = rate_hz
         self._clock = clock
         self._on_detections = logic if isinstance(logic, Recogniser) else None
         self._following: TickFollowing | None = None
@@ -140,15 +139,12 @@ class SessionPipeline:
         self.size_changes = 0
         self.left_out: Counter[str] = Counter()  # ticks without an embedding, by reason
         self.recorder = recorder
-        self._preprocessing, self._small = AppearancePreprocessing(), MotionPreprocessing()
-        self._views = ViewMaker()
         self._decoder: tuple[tuple[int, str], PacketDecoder, GapFilter] | None = None
         self._size: tuple[int, int] | None = None
         pictures = self._following is not None and self._following.needs_pictures
         self._ticks = TickAssembly(rate_hz, self._keep, only_pictures_lead=pictures)
         self._waiting: deque[_Waiting] = deque()
         self.disk_error: str | None = None
-        self._in_engine: deque[Future[npt.NDArray[Any]]] = deque(maxlen=MAX_TICKS_IN_ENGINE)
         self.detection_count = 0
         self._taken: dict[str, tuple[int, int]] = {}  # before a restart: (epoch, sequence)
         self.calibrated: set[str] = set()  # streams whose sensor's constants have come
@@ -293,8 +289,7 @@ class SessionPipeline:
         """
         if flush:
             self._ticks.flush()
-        for future in self._in_engine:
-            future.exception()  # waits
+        self._requests.wait()
         self._settle_ticks(outcome, wait=True)
 
     def close(self) -> None:
@@ -403,15 +398,7 @@ class SessionPipeline:
         aligner = self._ticks.aligner_for("rgb", header.epoch)
         leads = Frame(item.received_ns)
         if aligner.wants(header.device_time_ns):
-            row = np.empty((1, CROP, CROP, 3), np.uint8)
-            self._preprocessing.from_video_frame(frame, row[0])
-            if self._following is not None and self._following.wants_motion:
-                leads.small = self._small.from_video_frame(frame)
-            if self._following is not None and self._following.wants_view:
-                leads.view = self._views.view(frame, header.intrinsics, header.pose)
-            leads.future = self._submit(row, leads)
-            if self._detector is not None:
-                leads.seen = self._look_for_states(self._detector, frame)
+            self._requests.look_at(frame, header, leads, self._following)
         self._align(header, leads)
 
     def _take_detections(self, item: Item, outcome: Outcome) -> None:
@@ -479,7 +466,7 @@ class SessionPipeline:
             frame = kept.frame or Frame(0)
             kept.cues, crop = self._following.describe(tick, epoch, frame.small, frame.view)
             if crop is not None:
-                frame.at_gaze = self._submit_crop(crop, frame)
+                self._requests.look_around_gaze(crop, frame)
             frame.view = None  # it is large
         self._waiting.append(kept)
 
@@ -512,7 +499,7 @@ class SessionPipeline:
     def _with_seen(self, tick: CueTick, frame: Frame) -> CueTick:
         """A tick with what networks beside the appearance one saw in its frame."""
         seen = {}
-        if self._detector is not None:
+        if self._has_detector:
             seen[DETECTIONS] = frame.detections
         if frame.at_gaze is not None:
             seen[GAZE_APPEARANCE] = frame.gaze_appearance
@@ -580,51 +567,6 @@ class SessionPipeline:
         while len(self._waiting) > MAX_TICKS_WAITING:
             self._forget_first()
             self.left_out["disk_full"] += 1
-
-    # -- models and files ------------------------------------------------------------------------
-
-    def _submit(self, row: npt.NDArray[np.uint8], frame: Frame) -> Future[npt.NDArray[Any]]:
-        future = self._run(self._model, row)
-        future.add_done_callback(lambda _: self._note_done(frame))
-        return future
-
-    def _submit_crop(self, crop: npt.NDArray[np.uint8], frame: Frame) -> Future[npt.NDArray[Any]]:
-        """Have what is around the gaze point looked at; a request of its own, batched as all are.
-
-        Its tick is complete only now, while the whole picture went in when it was decoded.
-        """
-        future: Future[npt.NDArray[Any]]
-        try:
-            future = self._run(self._model, crop[None])
-        except KeystepError as error:  # the tick goes on without
-            future = Future()
-            future.set_exception(error)
-            return future
-        future.add_done_callback(lambda _: self._note_done(frame))
-        return future
-
-    def _run(self, model: str, row: npt.NDArray[Any]) -> Future[npt.NDArray[Any]]:
-        if self._lossless:
-            self._await_room()
-        future = self._engine.submit(model, self._session_id, row, newest_wins=not self._lossless)
-        self._in_engine.append(future)
-        return future
-
-    def _look_for_states(
-        self, detector: SessionDetector, picture: VideoFrame
-    ) -> Future[npt.NDArray[np.float32]]:
-        """Run the detector on a frame; its row of detections comes when the engine has answered."""
-        rows, placement = detector.prepare(picture)
-        answer = self._run(detector.key, rows)
-        return detector.row_of(answer, placement, self._on_feature)
-
-    def _note_done(self, frame: Frame) -> None:
-        frame.done_ns = self._clock()
-        self._on_feature()
-
-    def _await_room(self) -> None:
-        while len(self._in_engine) >= MAX_TICKS_IN_ENGINE:
-            self._in_engine.popleft().exception()
 
     def _decoder_of(self, header: PacketHeader) -> tuple[PacketDecoder, GapFilter]:
         key = (header.epoch, header.encoding)
