@@ -1,44 +1,33 @@
-"""From a recording to a video in a feature folder: cached, and resumed where it was stopped.
+"""From a recording to a video in a feature folder: each cue cached, resumed where it was stopped.
 
-While a recording is read, each cue's rows are appended to a file beside where the result goes
-(`VIDEO/.partial/`). A later call counts them, reads on without computing them again, and goes on. A
-result is there only when everything is: `video.json` is written last.
+A cue's key tells the recording, its ticks and how the cue is made; a call computes those that are
+not there under their keys and leaves the others' files alone (see `cue_cache`). While a recording
+is read, each cue's rows are appended to a file beside where the result goes (`VIDEO/.partial/`). A
+later call counts them, reads on without computing them again, and goes on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from av.video.frame import VideoFrame
-from numpy.typing import NDArray
 
 from keystep_capture.errors import ConfigError, DataError, ModelError
 from keystep_models.cues import depth_cue, gaze_crop, motion_cue, sensor_cues
 from keystep_models.cues.appearance_cue import CROP, appearance_manifest_path
-from keystep_models.cues.depth_cue import depth_picture
-from keystep_models.cues.gaze_crop import PictureView, ViewMaker
-from keystep_models.cues.motion_cue import MotionPreprocessing
-from keystep_models.cues.picture_model import PictureCue, PictureInput
-from keystep_models.cues.tick_cues import CUE_SIZES, TickCues, TickInput
-from keystep_models.cues.tick_timeline import MAX_GAP_S, TickPlace
+from keystep_models.cues.picture_model import PictureInput
+from keystep_models.cues.tick_timeline import MAX_GAP_S
 from keystep_models.onnx_model import ModelManifest, OnnxModel
-from keystep_models.steps.feature_folder import (
-    CueFeatures,
-    VideoFeatures,
-    is_name,
-    map_array,
-    read_video,
-    write_video,
-)
+from keystep_models.steps.cue_cache import CueCache
+from keystep_models.steps.cue_reader import CueReader, Reading
+from keystep_models.steps.feature_folder import CueFeatures, VideoFeatures, is_name, map_array
 from keystep_models.steps.partial_rows import PartialRows
-from keystep_models.steps.recording_source import Moment, RecordingSource
+from keystep_models.steps.recording_source import RecordingSource
 
 MAX_RATE_HZ: Final = 240.0
 BUILT_IN_CUES: Final = (
@@ -53,8 +42,7 @@ BUILT_IN_CUES: Final = (
     "right_hand",
 )
 _NS = 1_000_000_000
-_FLUSH_TICKS = 100
-_CONSTANT = 1e-6  # largest change of a cue that does not change, relative to its values
+_TOLD_TICKS = 100
 
 Progress = Callable[[int], None]
 """Called with ticks done."""
@@ -114,12 +102,13 @@ def extract_features(
     Args:
         source: The recording; it is only read.
         choice: Which cues.
-        folder: The feature folder; the video's own is named like the recording.
+        folder: The feature folder; the video's own is named like the recording. Other cues that
+            are there of the same ticks stay.
         on_progress: Told now and then.
 
     Returns:
-        The features, memory-mapped. A cue that the recording lacks altogether is not among
-        them, which `notes` says.
+        The features of the cues chosen, memory-mapped. A cue that the recording lacks altogether
+        is not among them, which `notes` says.
 
     Raises:
         DataError: The recording cannot be read or has no tick, or a cue's file does not fit.
@@ -129,27 +118,50 @@ def extract_features(
     files = {cue: _cue_file(cue, path, source.name) for cue, path in choice.files.items()}
     models = _load_models(choice)
     sources = _cue_sources(choice, models, files)
-    key = _key({"recording": dict(source.identity), "rate_hz": choice.rate_hz, "cues": sources})
-    target = folder / source.name
-    if (target / "video.json").exists():
-        video = read_video(target)
-        if video.recording.get("key") == key:
-            return video
-    partial = PartialRows(target / ".partial", key)
+    ticks = {"recording": dict(source.identity), "rate_hz": choice.rate_hz}
+    ticks_key = _key(ticks)
+    keys = {cue: _key({**ticks, "cue": cue, "source": own}) for cue, own in sources.items()}
+    cache = CueCache(folder, source.name, ticks_key)
+    new = cache.missing(keys)
+    if cache.known is not None and not new:
+        return cache.chosen(keys)
+    made = {cue: keys[cue] for cue in new if cue not in files}
+    partial = PartialRows(folder / source.name / ".partial", ticks_key, made)
     try:
-        reader = _Reader(choice, models, files, partial)
-        for moment in source.moments(choice.rate_hz):
-            reader.take(moment)
-            if on_progress is not None and reader.count % _FLUSH_TICKS == 0:
-                on_progress(reader.count)
-        video = reader.finish(source, sources, key)
+        if made or cache.known is None:
+            reader = CueReader(made, models, choice.rate_hz, partial)
+            reading = _read(source, choice.rate_hz, reader, on_progress)
+        else:  # from files alone: the ticks are known
+            reading = Reading.of(cache.known)
     finally:
         partial.close()
-    write_video(folder, video)
-    shutil.rmtree(partial.folder)
+    rows = dict(reading.cues)
+    for cue in new:
+        if cue in files:
+            rows[cue] = _read_cue_file(files[cue], len(reading.times_ns))
+    video = VideoFeatures(
+        name=source.name,
+        rate_hz=choice.rate_hz,
+        times_ns=reading.times_ns,
+        cues={cue: replace(rows[cue], source=sources[cue]) for cue in new},
+        notes=reading.notes,
+        recording={**source.identity, "epochs": reading.epochs},
+    )
+    cache.store(video, {cue: keys[cue] for cue in new})
+    partial.remove()
     if on_progress is not None:
         on_progress(video.frame_count)
-    return read_video(target)
+    return cache.chosen(keys)
+
+
+def _read(
+    source: RecordingSource, rate_hz: float, reader: CueReader, on_progress: Progress | None
+) -> Reading:
+    for moment in source.moments(rate_hz):
+        reader.take(moment)
+        if on_progress is not None and reader.count % _TOLD_TICKS == 0:
+            on_progress(reader.count)
+    return reader.finish(source)
 
 
 def _cue_file(cue: str, path: Path, recording: str) -> Path:
@@ -223,160 +235,6 @@ def _cue_sources(
 
 def _key(described: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-
-
-class _Reader:
-    """Takes a recording's ticks one after the other."""
-
-    def __init__(
-        self,
-        choice: CueChoice,
-        models: Mapping[str, OnnxModel],
-        files: Mapping[str, Path],
-        partial: PartialRows,
-    ) -> None:
-        self._choice = choice
-        self._files = files
-        self._partial = partial
-        self._cues = (*choice.cues, *choice.models)  # those that are made tick by tick
-        self._pictures = {cue: PictureCue(model) for cue, model in models.items()}
-        self._ticks = TickCues(choice.cues, choice.rate_hz)
-        self._small, self._views = MotionPreprocessing(), ViewMaker()
-        self._times: list[int] = []  # on the timeline, ns
-        self._origins: list[dict[str, int]] = []  # where each epoch lies on the timeline
-        self._gaps: list[str] = []
-        self._done = partial.begin(self._sizes())
-
-    @property
-    def count(self) -> int:
-        """Ticks so far, those that stand for gaps included."""
-        return len(self._times)
-
-    def _sizes(self) -> dict[str, int]:
-        sizes = {**CUE_SIZES, **{cue: made.size for cue, made in self._pictures.items()}}
-        return {cue: sizes[cue] for cue in self._cues}
-
-    def take(self, moment: Moment) -> None:
-        """Add a tick, and missing ones before it where time jumped."""
-        new = self.count >= self._done  # behind a gap there is no motion in any case
-        picture = moment.picture if "motion" in self._choice.cues else None
-        place, rows = self._ticks.take(
-            TickInput(
-                epoch=moment.epoch,
-                device_time_ns=moment.device_time_ns,
-                small=None if picture is None else self._small.from_video_frame(picture),
-                samples=moment.samples,
-                view=self._view(moment),
-            ),
-            describe=new,
-        )
-        self._place(moment, place)
-        if place.index < self._done:
-            for cue, made in self._pictures.items():
-                if cue not in ("depth", gaze_crop.CUE):
-                    made.remember(moment.picture)
-            return
-        self._append(rows)
-        for cue, made in self._pictures.items():
-            self._append_all(cue, made.take(self._picture(cue, moment)))
-        if place.index % _FLUSH_TICKS == 0:
-            self._partial.flush()
-
-    def _append(self, rows: Mapping[str, NDArray[np.float32] | None]) -> None:
-        """A tick's rows of the cues that need no model."""
-        for cue in self._cues:
-            if cue not in self._pictures:
-                self._partial.append(cue, rows.get(cue))
-
-    def _append_all(self, cue: str, rows: Sequence[NDArray[np.float32] | None]) -> None:
-        for row in rows:
-            self._partial.append(cue, row)
-
-    def _picture(self, cue: str, moment: Moment) -> VideoFrame | NDArray[np.uint8] | None:
-        """What a cue's model looks at in the tick that was placed last."""
-        if cue == gaze_crop.CUE:
-            return self._ticks.crop
-        return self._depth(moment) if cue == "depth" else moment.picture
-
-    def _view(self, moment: Moment) -> PictureView | None:
-        if not self._ticks.cuts_at_gaze or moment.picture is None:
-            return None
-        return self._views.view(moment.picture, moment.intrinsics, moment.pose)
-
-    def _depth(self, moment: Moment) -> VideoFrame | None:
-        images = (moment.samples.get(stream) for stream in ("depth", "depth_ahat"))
-        return depth_picture(next((image for image in images if image is not None), None))
-
-    def _place(self, moment: Moment, place: TickPlace) -> None:
-        """Note where a tick lies, after ticks that lack every cue where time jumped."""
-        for time_ns in place.missing_ns:
-            self._times.append(time_ns)
-            if len(self._times) <= self._done:
-                continue
-            self._append({})
-            for cue, made in self._pictures.items():
-                self._append_all(cue, made.take(None))
-        if place.note:
-            self._gaps.append(place.note)
-        if place.starts_epoch:
-            self._origins.append(
-                {
-                    "epoch": moment.epoch,
-                    "device_time_ns": moment.device_time_ns,
-                    "time_ns": place.time_ns,
-                }
-            )
-        if not place.follows:
-            for made in self._pictures.values():  # the next picture does not follow the last one
-                made.forget()
-        self._times.append(place.time_ns)
-
-    def finish(
-        self, source: RecordingSource, sources: Mapping[str, Mapping[str, Any]], key: str
-    ) -> VideoFeatures:
-        """Everything as a video's features."""
-        if not self._times:
-            raise DataError(f"{source.name}: the recording has no tick")
-        for cue, made in self._pictures.items():
-            self._append_all(cue, made.finish())
-        found = {cue: self._partial.read(cue) for cue in self._cues}
-        for cue, path in self._files.items():
-            found[cue] = _read_cue_file(path, len(self._times))
-        notes = [*source.warnings, *self._gaps]
-        cues = {}
-        for cue, own in found.items():
-            share = float(own.valid.mean())
-            if not own.valid.any():
-                notes.append(f"cue {cue} is missing everywhere and was left out{_why(cue)}")
-                continue
-            if _is_constant(own):
-                notes.append(f"cue {cue} never changes: it tells moments apart by their time alone")
-            if share < 0.9:
-                notes.append(f"cue {cue} is there in {100 * share:.0f} % of the ticks")
-            cues[cue] = CueFeatures(
-                features=own.features, valid=own.valid, source=dict(sources[cue])
-            )
-        return VideoFeatures(
-            name=source.name,
-            rate_hz=self._choice.rate_hz,
-            times_ns=np.array(self._times, np.int64),
-            cues=cues,
-            notes=tuple(notes),
-            recording={**source.identity, "epochs": self._origins, "key": key},
-        )
-
-
-def _why(cue: str) -> str:
-    if cue != gaze_crop.CUE:
-        return ""
-    return ": it needs gaze, and pictures with their camera's pose and intrinsics"
-
-
-def _is_constant(cue: CueFeatures) -> bool:
-    rows = cue.features[cue.valid]
-    if len(rows) < 2:
-        return False
-    return bool(np.ptp(rows, axis=0).max() <= _CONSTANT * np.abs(rows[0]).max())
 
 
 def _read_cue_file(path: Path, count: int) -> CueFeatures:

@@ -17,7 +17,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,18 +102,30 @@ class VideoFeatures:
         return (self.times_ns - self.times_ns[:1]) / _NS
 
 
-def write_video(folder: Path, video: VideoFeatures) -> None:
+def write_video(
+    folder: Path, video: VideoFeatures, *, files: Collection[str] | None = None
+) -> None:
     """Write a video into a feature folder, replacing one of the same name.
+
+    Args:
+        folder: The feature folder.
+        video: The video.
+        files: Cues whose files are written, where the video is there already with the same
+            frames; the others are taken as they are. None: all, and nothing is there meanwhile.
 
     Raises:
         DataError: A name or an array is not as documented.
-        OSError: The disk does not take it; then there is no `video.json`.
+        OSError: The disk does not take it; then there is no `video.json`, or with `files` the old
+            one.
     """
     target = folder / _checked_name(video.name)
     target.mkdir(parents=True, exist_ok=True)
-    (target / "video.json").unlink(missing_ok=True)
+    if files is None:
+        (target / "video.json").unlink(missing_ok=True)
     count = video.frame_count
     for name, cue in video.cues.items():
+        if files is not None and name not in files:
+            continue
         _check_cue(f"{video.name}/{name}", cue.features, cue.valid, count)
         _save(target / f"{_checked_name(name)}.npy", np.asarray(cue.features, np.float32))
         valid_path = target / f"{name}.valid.npy"
@@ -121,7 +133,8 @@ def write_video(folder: Path, video: VideoFeatures) -> None:
             valid_path.unlink(missing_ok=True)
         else:
             _save(valid_path, cue.valid)
-    _save(target / "times_ns.npy", video.times_ns.astype(np.int64))
+    if files is None:
+        _save(target / "times_ns.npy", video.times_ns.astype(np.int64))
     notes = list(video.notes)
     if video.labels is not None:
         _save(target / "labels.npy", video.labels.astype(np.int64))

@@ -1,6 +1,6 @@
 """Rows of features on their way to a feature folder: written as they come, counted by a later call.
 
-A file per cue holds a validity byte and the values of each tick.
+A file per cue holds a validity byte and the values of each tick; `key.json` says what each is of.
 """
 
 from __future__ import annotations
@@ -19,31 +19,47 @@ from keystep_models.steps.feature_folder import CueFeatures, write_json
 
 
 class PartialRows:
-    """Rows written so far; what another recording or choice left behind is removed."""
+    """Rows written so far, cue by cue.
 
-    def __init__(self, folder: Path, key: str) -> None:
-        """Go on in a folder, or begin anew where it is of another key."""
+    What another recording left behind is removed, and what is of a cue that is made otherwise now;
+    other cues' rows stay for the call that wants them.
+    """
+
+    def __init__(self, folder: Path, ticks_key: str, cue_keys: Mapping[str, str]) -> None:
+        """Go on in a folder, or begin anew where it is of another recording.
+
+        Args:
+            folder: Of the files.
+            ticks_key: Tells the recording and its ticks from others.
+            cue_keys: Of each cue that is to be written: how it is made.
+        """
         self.folder = folder
+        self._cues = tuple(cue_keys)
         marker = folder / "key.json"
-        if not marker.exists() or json.loads(marker.read_bytes() or b"{}") != key:
+        found = _read_keys(marker, ticks_key)
+        if not found:
             shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            write_json(marker, key)
+            folder.mkdir(parents=True, exist_ok=True)
+        for cue, key in cue_keys.items():
+            if found.get(cue) != key:
+                self._path(cue).unlink(missing_ok=True)
+        # Written after what it no longer holds is gone: rows are never taken for others.
+        write_json(marker, {"ticks": ticks_key, "cues": {**found, **cue_keys}})
         self._files: dict[str, Any] = {}
         self._sizes: dict[str, int] = {}
 
-    def begin(self, sizes: Mapping[str, int]) -> int:
-        """Open a file per cue; how many ticks are whole in all of them."""
+    def _path(self, cue: str) -> Path:
+        return self.folder / f"{cue}.rows"
+
+    def begin(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """Open a file per cue; how many ticks of each are there whole."""
         self._sizes = dict(sizes)
-        rows = []
+        done = {}
         for cue, size in sizes.items():
-            path = self.folder / f"{cue}.rows"
-            rows.append(path.stat().st_size // (4 * size + 1) if path.exists() else 0)
-        done = min(rows, default=0)
-        for cue, size in sizes.items():
-            file = (self.folder / f"{cue}.rows").open("ab")
-            file.truncate(done * (4 * size + 1))
+            file = self._path(cue).open("ab")
             self._files[cue] = file
+            done[cue] = file.tell() // (4 * size + 1)
+            file.truncate(done[cue] * (4 * size + 1))
         return done
 
     def append(self, cue: str, row: NDArray[np.float32] | None) -> None:
@@ -63,7 +79,7 @@ class PartialRows:
         self._files[cue].flush()
         size = self._sizes[cue]
         row = np.dtype([("valid", "u1"), ("values", "<f4", (size,))])
-        rows = np.fromfile(self.folder / f"{cue}.rows", row)
+        rows = np.fromfile(self._path(cue), row)
         values = np.ascontiguousarray(rows["values"])
         return CueFeatures(features=values.reshape(-1, size), valid=rows["valid"].astype(np.bool_))
 
@@ -72,3 +88,21 @@ class PartialRows:
         for file in self._files.values():
             with contextlib.suppress(OSError):  # a full disk has been told already
                 file.close()
+
+    def remove(self) -> None:
+        """Delete the cues' files, and the folder with the last one."""
+        for cue in self._cues:
+            self._path(cue).unlink(missing_ok=True)
+        if not any(self.folder.glob("*.rows")):
+            shutil.rmtree(self.folder)
+
+
+def _read_keys(marker: Path, ticks_key: str) -> dict[str, str]:
+    """Cues' keys as an earlier call left them; none where they are of other ticks or torn."""
+    try:
+        document = json.loads(marker.read_bytes())
+        if document["ticks"] == ticks_key:
+            return {str(cue): str(key) for cue, key in document["cues"].items()}
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    return {}
