@@ -157,11 +157,12 @@ def test_a_recording_without_pictures_keeps_its_other_cues_and_says_so(tmp_path:
 def test_a_cue_from_a_file_is_taken_and_its_gaps_are_missing(tmp_path: Path) -> None:
     rows = np.ones((12, 3))
     rows[4, 1] = np.nan
+    rows[7, 0] = 1e300  # beyond float32
     np.save(tmp_path / "heat.npy", rows)
     source = Recorded([0.1 * k for k in range(12)])
     choice = CueChoice(cues=("head",), files={"heat": tmp_path / "heat.npy"})
     video = extract_features(source, choice, tmp_path / "out")
-    assert np.flatnonzero(~video.cues["heat"].valid).tolist() == [4]
+    assert np.flatnonzero(~video.cues["heat"].valid).tolist() == [4, 7]
     np.save(tmp_path / "heat.npy", rows[1:])
     with pytest.raises(DataError, match=r"expected numbers of shape \(12, D\)"):
         extract_features(source, choice, tmp_path / "out")

@@ -163,14 +163,42 @@ def test_names_that_are_no_file_names_are_refused(tmp_path: Path, name: str) -> 
         write_video(tmp_path, some_video(name))
 
 
-def test_a_video_that_was_not_written_to_its_end_is_not_there(tmp_path: Path) -> None:
+def test_a_video_that_was_not_written_to_its_end_is_told(tmp_path: Path) -> None:
     write_video(tmp_path, some_video("one"))
     broken = some_video("two")
     labels = np.zeros(3, np.int64).view(type("Full", (np.ndarray,), {"astype": _full}))
     object.__setattr__(broken, "labels", labels)
     with pytest.raises(OSError, match="No space"):
         write_video(tmp_path, broken)
-    assert [video.name for video in read_folder(tmp_path)] == ["one"]
+    with pytest.raises(DataError, match=r"two: has no video\.json"):
+        read_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"frame_count": 10**15}, "1 to 16777216 frames"),
+        ({"frame_count": 9}, r"expected shape \(9, D\)"),
+        ({"rate_hz": 1e-300}, "frames at 1e-300 Hz"),
+    ],
+)
+def test_a_document_that_promises_too_much_is_refused(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    write_video(tmp_path, some_video("one"))
+    path = tmp_path / "one" / "video.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(DataError, match=message):
+        read_folder(tmp_path)
+
+
+@pytest.mark.parametrize("label", [10**12, 2**64 - 1])
+def test_labels_beyond_any_procedure_are_refused(tmp_path: Path, label: int) -> None:
+    write_video(tmp_path, some_video("one"))
+    count = len(np.load(tmp_path / "one" / "times_ns.npy"))
+    np.save(tmp_path / "one" / "labels.npy", np.full(count, label, np.uint64))
+    with pytest.raises(DataError, match="numbers go up to 65535"):
+        read_folder(tmp_path)
 
 
 def _full(*_: object, **__: object) -> None:

@@ -25,6 +25,7 @@ ModelsOption: TypeAlias = Annotated[
 CueOption: TypeAlias = Annotated[
     str, typer.Option("--cues", help="Cues to use, joined; the published runs use one.")
 ]
+ClustersOption: TypeAlias = Annotated[int, typer.Option("--clusters", "-k", max=100_000, help="K.")]
 JsonOption: TypeAlias = Annotated[Path | None, typer.Option("--json", help="Write the rows too.")]
 SeedsOption: TypeAlias = Annotated[int, typer.Option(min=1, help="Clusterings or draws per row.")]
 StrideOption: TypeAlias = Annotated[int, typer.Option(help="Every how many frames one is taken.")]
@@ -34,7 +35,7 @@ def ksl(
     features: FeaturesOption,
     model: ModelsOption = None,
     cues: CueOption = "appearance",
-    clusters: Annotated[int, typer.Option("--clusters", "-k", help="K.")] = 7,
+    clusters: ClustersOption = 7,
     seeds: SeedsOption = 3,
     stride: StrideOption = 2,
     overall: Annotated[
@@ -114,7 +115,7 @@ def summary(
     features: FeaturesOption,
     model: ModelsOption = None,
     cues: CueOption = "appearance",
-    clusters: Annotated[int, typer.Option("--clusters", "-k", help="K.")] = 7,
+    clusters: ClustersOption = 7,
     top_n: Annotated[int, typer.Option(help="Key steps of each video; 0: all.")] = 10,
     seeds: SeedsOption = 3,
     stride: StrideOption = 2,

@@ -112,7 +112,16 @@ class DataSet:
         adapted: Mapping[str, Sequence[JoinedFeatures]],
         keystep_count: int,
     ) -> DataSet:
-        """From joined features; all rows are measured on the same frames."""
+        """From joined features; all rows are measured on the same frames.
+
+        Raises:
+            DataError: A video has no frame with every cue, or its features another size.
+        """
+        for joined in (raw, *adapted.values()):
+            sizes = {own.features.shape[1]: name for own, name in zip(joined, names, strict=True)}
+            if len(sizes) > 1:
+                told = " and ".join(f"{size} ({name})" for size, name in sorted(sizes.items())[:2])
+                raise DataError(f"features have {told} values, expected one size in all videos")
         kept = []
         for place, own in enumerate(raw):
             of_models = [joined[place].valid for joined in adapted.values()]

@@ -244,7 +244,8 @@ def _read_cue_file(path: Path, count: int) -> CueFeatures:
             f"{path}: expected numbers of shape ({count}, D), a row for each tick; "
             f"got {rows.dtype} {rows.shape}"
         )
-    values = rows.astype(np.float32)
+    with np.errstate(over="ignore"):  # beyond float32: missing, as what is not finite
+        values = rows.astype(np.float32)
     valid = np.asarray(np.isfinite(values).all(axis=1))
     values[~valid] = 0.0
     return CueFeatures(features=values, valid=valid)

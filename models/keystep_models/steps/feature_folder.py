@@ -30,6 +30,8 @@ from keystep_capture.errors import DataError
 
 FORMAT_VERSION = 1
 MAX_JSON_BYTES = 1 << 20
+MAX_FRAMES = 1 << 24  # of a video: 19 days at 10 Hz
+MAX_LABEL = 65_535
 _NS = 1_000_000_000
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _RESERVED = {"times_ns", "labels"}
@@ -191,7 +193,7 @@ def read_video(folder: Path) -> VideoFeatures:
         path = folder / f"{_checked_name(name)}.npy"
         features = _load(path, mapped=True)
         valid_path = folder / f"{name}.valid.npy"
-        valid = _load(valid_path) if valid_path.exists() else np.ones(count, np.bool_)
+        valid = _load(valid_path) if valid_path.exists() else np.ones(len(features), np.bool_)
         _check_cue(str(path), features, valid, count)
         if features.shape[1] != entry.size:
             raise DataError(f"{path}: {features.shape[1]} values, video.json says {entry.size}")
@@ -211,11 +213,18 @@ def read_folder(folder: Path) -> list[VideoFeatures]:
     """Open all complete videos of a feature folder, in order of their names.
 
     Raises:
-        DataError: There is none, or one is not as documented.
+        DataError: There is none, or one is not as documented, or was begun or copied in part only:
+            what is made of the others would not be of the whole folder.
     """
     videos = [read_video(path.parent) for path in sorted(folder.glob("*/video.json"))]
     if not videos:
         raise DataError(f"{folder}: expected folders with a video.json (docs/steps.md)")
+    begun = {path.parent for path in (*folder.glob("*/*.npy"), *folder.glob("*/.partial"))}
+    if torn := sorted(path for path in begun if not (path / "video.json").exists()):
+        raise DataError(
+            f"{torn[0]}: has no video.json, so it was not finished or not copied whole; finish it "
+            "or delete that folder"
+        )
     return videos
 
 
@@ -354,8 +363,10 @@ def _read_document(path: Path) -> _VideoDocument:
         raise DataError(f"{path}: {error}") from error
     if document.format_version != FORMAT_VERSION:
         raise DataError(f"{path}: format_version {document.format_version}, expected 1")
-    if not document.rate_hz > 0 or document.frame_count < 1:
-        raise DataError(f"{path}: expected a rate above 0 and at least one frame")
+    if not document.rate_hz > 0 or not 1 <= document.frame_count <= MAX_FRAMES:
+        raise DataError(f"{path}: expected a rate above 0 and 1 to {MAX_FRAMES} frames")
+    if document.frame_count * (_NS / document.rate_hz) >= 2**63:
+        raise DataError(f"{path}: {document.frame_count} frames at {document.rate_hz:g} Hz")
     return document
 
 
@@ -383,6 +394,8 @@ def _read_labels(path: Path, count: int) -> NDArray[np.int64] | None:
     labels = _load(path)
     if labels.shape != (count,) or labels.dtype.kind not in "iu" or labels.min() < 0:
         raise DataError(f"{path}: expected {count} whole numbers, 0 or more")
+    if labels.max() > MAX_LABEL:
+        raise DataError(f"{path}: key step {labels.max()}; numbers go up to {MAX_LABEL}")
     return labels.astype(np.int64)
 
 

@@ -103,7 +103,8 @@ def train_steps(
         if not math.isfinite(run.curves[-1]["loss"]):
             raise DataError(
                 f"training failed: the loss of epoch {run.epoch} is {run.curves[-1]['loss']}; "
-                f"choose a learning rate below {settings.learning_rate:g}"
+                f"choose a learning rate below {settings.learning_rate:g}, or smaller values for "
+                f"{_largest(videos, settings.cues)}"
             )
         if run.epoch % CHECKPOINT_EPOCHS == 0:
             _write_checkpoint(run, folder)
@@ -178,6 +179,20 @@ def _begin(
         },
     )
     return run
+
+
+def _largest(videos: list[VideoFeatures], cues: tuple[str, ...]) -> str:
+    """The cue with the largest value, in words."""
+    peaks = {
+        cue: max(
+            float(np.abs(video.cues[cue].features[video.cues[cue].valid]).max(initial=0.0))
+            for video in videos
+            if cue in video.cues
+        )
+        for cue in cues
+    }
+    cue = max(peaks, key=lambda name: peaks[name])
+    return f"cue {cue} (up to {peaks[cue]:.3g})"
 
 
 def _optimiser(model: StepsModel, settings: TrainingSettings) -> torch.optim.Optimizer:
