@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from keystep_capture.errors import ConfigError
+from keystep_capture.folder_lock import locked_folder
 from keystep_models.commands.psr_options import make_console
 from keystep_models.commands.steps_options import (
     BatchOption,
@@ -79,7 +81,9 @@ def steps(
     )  # fmt: skip
     videos = read_folder(features)
     tell = progress_teller(progress)
-    with training_extra(threads):
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out: {out} is a file, expected a folder for the run")
+    with training_extra(threads), locked_folder(out):
         from keystep_models.training.train_steps import train_steps
 
         train_steps(
