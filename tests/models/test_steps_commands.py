@@ -143,7 +143,7 @@ def test_options_change_the_preset_and_drops_keep_their_place() -> None:
         ("--cue-model", "heat"),
         ("--cue-model", "depth=manifest.json"),
         ("--soft-dtw", "-1"),
-        ("--inference-cues", "head"),  # recorded, yet not trained on by default
+        ("--inference-cues", "gaze"),
         ("--preset", "huge"),
         ("--clustering", "dbscan"),
         ("--tick-rate", "inf"),

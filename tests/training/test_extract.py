@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 torch = pytest.importorskip("torch", reason="training needs torch: make test-training installs it")
 
-from keystep_capture.errors import ConfigError, DataError  # noqa: E402
+from keystep_capture.errors import ConfigError, DataError, StateError  # noqa: E402
 from keystep_capture.folder_lock import locked_folder  # noqa: E402
 from keystep_capture.samples.catalogue import find_sample  # noqa: E402
 from keystep_models.cli import register  # noqa: E402
@@ -219,6 +219,21 @@ def test_two_extractions_into_one_folder_do_not_mix(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("keystep: another process writes into")
     assert not (tmp_path / "features").exists()
+
+
+def test_two_trainings_into_one_folder_do_not_mix(tmp_path: Path) -> None:
+    write_video(tmp_path / "features", sensors_only("one", seconds=12, cues=("appearance",)))
+    train = ("train", "steps", "--features", tmp_path / "features", "--out", tmp_path / "run")
+    with locked_folder(tmp_path / "run"), pytest.raises(StateError, match="another process"):
+        keystep(*train, "--cues", "appearance", *FAST)
+    assert not (tmp_path / "run" / "settings.json").exists()
+
+
+def test_results_are_not_put_where_a_file_is(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(ConfigError, match="is a file"):
+        keystep("extract", COFFEE, "--out", tmp_path / "out", *FAST)
+    assert (tmp_path / "out").read_text() == "mine"
 
 
 def test_recordings_need_different_names(tmp_path: Path) -> None:

@@ -57,7 +57,8 @@ def join_cues(
             notes.append(f"cue {cue} is missing: left out")
     if not kept:
         raise DataError(
-            f"none of the cues {', '.join(names) or '(none)'} is there in half the frames"
+            f"none of the cues {', '.join(names) or '(none)'} is there in half the frames; choose "
+            "others, or no more ticks a second than were recorded"
         )
     valid = np.logical_and.reduce([adapted[cue][1] for cue in kept])
     parts = []

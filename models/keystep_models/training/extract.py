@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import shutil
 from collections.abc import Callable, Sequence
@@ -33,7 +34,12 @@ Progress = Callable[[dict[str, Any]], None]
 class ExtractionPlan:
     """All choices of one extraction.
 
-    `bundle`: whether one is made of each recording, of raw features alone or of encoders' too.
+    Attributes:
+        cues: What is extracted of the recordings.
+        training: How the encoders are trained.
+        extraction: How key steps are made of their features.
+        out: Folder for everything.
+        bundle: Whether one is made of each recording, of raw features alone or of encoders' too.
     """
 
     cues: CueChoice
@@ -63,8 +69,15 @@ def extract(
     names = [source.name for source in sources]
     if not names or len(set(names)) != len(names):
         raise ConfigError(f"expected recordings with different names, got {', '.join(names)}")
+    if plan.out.exists() and not plan.out.is_dir():
+        raise ConfigError(f"{plan.out}: is a file, expected a folder for the results")
     with locked_folder(plan.out):
-        return _extract(sources, names, plan, on_progress)
+        try:
+            return _extract(sources, names, plan, on_progress)
+        except OSError as error:
+            if error.errno != errno.ENOSPC or error.filename is not None:
+                raise
+            raise OSError(error.errno, error.strerror, str(plan.out)) from error
 
 
 def _extract(
