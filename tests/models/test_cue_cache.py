@@ -92,6 +92,8 @@ def test_what_a_choice_gives_does_not_depend_on_what_was_chosen_before(tmp_path:
     assert mixed.notes[0] == "the recording was not closed"
     assert [note for note in mixed.notes if "motion" in note] == []
     assert set(read_video(tmp_path / "simulated").cues) == {"gaze", "head", "motion"}
+    stored = read_video(tmp_path / "fresh" / "simulated")
+    assert stored.recording["key"] == mixed.recording["key"]
 
 
 def test_a_cue_that_is_missing_everywhere_is_not_looked_for_again(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
 """A recording's cues in a feature folder, each under a key of its own.
 
 `video.json` notes below `recording` the ticks' key (`ticks_key`), each cue's (`cue_keys`, also of
-cues that are missing everywhere) and what is to be said of it (`cue_notes`). It is replaced after
-the files that it names are there, so that a call that ends at any moment leaves no cue that is not
-whole, and takes none away that was.
+cues that are missing everywhere) and what is to be said of it (`cue_notes`); `key` is all of them
+together. It is replaced after the files that it names are there, so that a call that ends at any
+moment leaves no cue that is not whole, and takes none away that was.
 """
 
 from __future__ import annotations
@@ -81,14 +81,13 @@ class CueCache:
             raise DataError(f"{self._folder / self._name}: lacks what was just written")
         recording = self._known.recording
         told = [note for cue in keys for note in recording["cue_notes"].get(cue, ())]
-        combined = hashlib.sha256(repr([self._ticks_key, *keys.items()]).encode()).hexdigest()
         return replace(
             self._known,
             cues={cue: self._known.cues[cue] for cue in keys if cue in self._known.cues},
             notes=(*_general_notes(self._known), *told),
             recording={
                 **{name: value for name, value in recording.items() if name not in _OWN},
-                "key": combined,
+                "key": self._combined(keys),
             },
         )
 
@@ -130,6 +129,11 @@ class CueCache:
             self._write(kept, told["cue_keys"], told["cue_notes"], files=())
         return kept
 
+    def _combined(self, cue_keys: Mapping[str, str]) -> str:
+        """What a video of these cues is made of; the same whatever their order."""
+        told = repr([self._ticks_key, *sorted(cue_keys.items())])
+        return hashlib.sha256(told.encode()).hexdigest()
+
     def _write(
         self,
         video: VideoFeatures,
@@ -144,6 +148,7 @@ class CueCache:
             "ticks_key": self._ticks_key,
             "cue_keys": dict(cue_keys),
             "cue_notes": dict(cue_notes),
+            "key": self._combined(cue_keys),
         }
         whole = replace(video, notes=(*video.notes, *notes), recording=recording, labels=None)
         write_video(self._folder, whole, files=files)
