@@ -12,6 +12,7 @@ from keystep_models.psr.logic import Detection
 from keystep_models.psr.methods import MethodOptions, find_method
 from keystep_models.psr.procedure import builtin_procedure
 from keystep_models.psr.recogniser import run_recording
+from keystep_models.psr.tracker_model import TrackerModel
 from keystep_models.storm.study_runs import BRANCH_1, bound_clips, study_methods
 
 PROCEDURE = builtin_procedure("industreal-assy")
@@ -21,8 +22,10 @@ def test_branch_1_comes_first_and_bounds_are_told_apart() -> None:
     methods = study_methods(6.0)
     assert methods[0].key == BRANCH_1
     learnt = [method.key for method in methods if not method.is_bound]
-    assert learnt == ["b3", "b3_low", "temporal", "shared", "soft", "tracker"]
-    assert [m.key for m in methods if m.sees_clips and not m.is_bound] == learnt[2:5]
+    assert learnt == ["b3", "b3_low", "temporal", "shared", "soft", "tracker", "tracker_clips"]
+    assert [m.key for m in methods if m.sees_clips and not m.is_bound] == [*learnt[2:5], learnt[6]]
+    fitted = [method.key for method in study_methods(6.0, TrackerModel())]
+    assert fitted[:9] == [*learnt, "tracker_fitted", "tracker_clips_fitted"]
     assert methods[1].title == "branch 1 with the fusions' threshold (6)"
 
 

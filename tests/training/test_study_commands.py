@@ -187,7 +187,7 @@ def test_occlusion_ends_in_figures_of_every_method_and_finds_its_work_again(
     document = json.loads((tmp_path / "first" / "occlusion.json").read_text())
     rows = {(row["occlusion"], row["method"]): row for row in document["rows"]}
     bounds = ("shared_true", "soft_true", "shared_silent", "soft_silent")
-    methods = ("b3", "b3_low", "temporal", "shared", "soft", "tracker", *bounds)
+    methods = ("b3", "b3_low", "temporal", "shared", "soft", "tracker", "tracker_clips", *bounds)
     assert set(rows) == {(rate, method) for rate in (0.0, 0.5) for method in methods}
     assert rows[0.5, "b3"]["f1"]["seed_error"] is None
     assert rows[0.5, "shared"]["f1"]["seed_error"] is not None
@@ -211,7 +211,7 @@ def test_mistakes_are_counted_per_method(data: Path, tmp_path: Path) -> None:
     document = json.loads((tmp_path / "mistakes.json").read_text())
     assert {row["method"]: (row["mistakes"], row["repairs"]) for row in document["rows"]} == {
         **dict.fromkeys(("b3", "b3_low", "tracker"), (1, 1)),
-        **dict.fromkeys(("temporal", "shared", "soft"), (2, 2)),  # of two seeds
+        **dict.fromkeys(("temporal", "shared", "soft", "tracker_clips"), (2, 2)),  # of two seeds
     }
     assert (tmp_path / "mistakes.md").read_text() in found.stdout
 

@@ -18,7 +18,9 @@ _STYLES: Final = {
     "shared": ("#c0504d", "s-"),
     "soft": ("#7a5195", "D--"),
     "tracker": ("#3b8f4a", "v-"),
+    "tracker_clips": ("#b08c1c", "<-"),
     "tracker_fitted": ("#8fce9a", "v--"),
+    "tracker_clips_fitted": ("#dfc56b", "<--"),
 }
 _OTHER_STYLE: Final = ("#777777", "x:")
 _RATIO: Final = "delay_change_in_common"  # drawn as a ratio

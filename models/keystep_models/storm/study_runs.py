@@ -23,6 +23,7 @@ from keystep_models.measures.mistakes import (
     told_done,
 )
 from keystep_models.measures.study import RunScore, score_run
+from keystep_models.psr.clip_evidence import TRACKER_CLIPS
 from keystep_models.psr.clips import ClipPrediction
 from keystep_models.psr.logic import StepCompletion
 from keystep_models.psr.methods import MethodOptions, find_method
@@ -112,6 +113,10 @@ def study_methods(
         StudyMethod(
             key="tracker", title="tracker, detector only, settings as shipped", method=TRACKER
         ),
+        StudyMethod(
+            key="tracker_clips", title="tracker, both branches, settings as shipped",
+            method=TRACKER_CLIPS,
+        ),
         *_fitted(tracker),
         StudyMethod(
             key="shared_true", title="bound: shared, branch 2 always right", method="storm",
@@ -136,8 +141,13 @@ def _fitted(tracker: TrackerModel | None) -> tuple[StudyMethod, ...]:
     if tracker is None:
         return ()
     options = MethodOptions(tracker_model=tracker)
-    title = "tracker, detector only, settings given"
-    return (StudyMethod(key="tracker_fitted", title=title, method=TRACKER, options=options),)
+    return tuple(
+        StudyMethod(key=key, title=f"tracker, {what}, settings given", method=name, options=options)
+        for key, what, name in (
+            ("tracker_fitted", "detector only", TRACKER),
+            ("tracker_clips_fitted", "both branches", TRACKER_CLIPS),
+        )
+    )
 
 
 def check_methods(
