@@ -32,7 +32,7 @@ from keystep_models.commands.storm_options import (
 )
 
 if TYPE_CHECKING:
-    from keystep_models.storm.settings import StormSettings
+    from keystep_models.storm.settings import StormSettings, TemporalKind
 
 
 class TemporalChoice(StrEnum):
@@ -107,8 +107,7 @@ def storm(
     from keystep_models.storm.inputs import InputChoice
 
     settings = _settings(
-        preset, epochs, seed,
-        temporal=None if temporal is None else temporal.value,
+        preset, epochs, seed, None if temporal is None else temporal.value,
         fine_tuning=None if fine_tune is None else fine_tune.value,
         key_frames=key_frames, key_clips=key_clips, clip_every=clip_every, embedding=embedding,
     )  # fmt: skip
@@ -150,12 +149,16 @@ def storm(
         )
 
 
-def _settings(preset: str, epochs: str | None, seed: int, **changes: Any) -> StormSettings:
+def _settings(
+    preset: str, epochs: str | None, seed: int, temporal: TemporalKind | None, **changes: Any
+) -> StormSettings:
     """The preset with what the options change (None changes nothing)."""
     from keystep_models.storm.settings import change_epochs, storm_preset
 
     given = {name: value for name, value in changes.items() if value is not None}
     settings = replace(storm_preset(preset), seed=seed, **given)
+    if temporal is not None:
+        settings = settings.with_temporal(temporal)
     counts: list[int | None] = [None, None, None]
     if epochs is not None:
         parts = epochs.split(",")

@@ -212,7 +212,11 @@ class TemporalTransformer(nn.Module):
 
 
 class TemporalGru(nn.Module):
-    """Baseline: a GRU over embeddings, each with a flag that it is there."""
+    """Baseline: a GRU over embeddings, each with a flag that it is there.
+
+    Embeddings of length one are scaled so that their values vary by about one: smaller ones leave
+    its gates where they begin.
+    """
 
     def __init__(self, settings: StormSettings, component_count: int) -> None:
         """Make the network."""
@@ -223,7 +227,7 @@ class TemporalGru(nn.Module):
 
     def forward(self, clips: Tensor, valid: Tensor) -> Tensor:
         """As `TemporalTransformer.forward`."""
-        states, _ = self.gru(torch.cat([_held(clips, valid), valid[..., None].to(clips.dtype)], 2))
+        states, _ = self.gru(_side_by_side(clips, valid))
         return self.out(self.dropout(states[:, -1]))
 
 
@@ -245,8 +249,7 @@ class TemporalMlp(nn.Module):
 
     def forward(self, clips: Tensor, valid: Tensor) -> Tensor:
         """As `TemporalTransformer.forward`."""
-        both = torch.cat([_held(clips, valid), valid[..., None].to(clips.dtype)], 2)
-        return self.layers(both.flatten(1))
+        return self.layers(_side_by_side(clips, valid).flatten(1))
 
 
 def make_spatial(settings: StormSettings) -> nn.Module:
@@ -285,6 +288,12 @@ def load_vit(network: VitSmall, path: Path) -> None:
             came = tuple(value.shape) if isinstance(value, Tensor) else "nothing"
             raise ModelError(f"{path}: expected {name} of shape {shape}, got {came}")
     network.load_state_dict(wanted, strict=False)
+
+
+def _side_by_side(clips: Tensor, valid: Tensor) -> Tensor:
+    """Embeddings of length one, scaled so that their values vary by about one, with their flag."""
+    scaled = _held(clips, valid) * clips.shape[2] ** 0.5
+    return torch.cat([scaled, valid[..., None].to(clips.dtype)], 2)
 
 
 def _held(clips: Tensor, valid: Tensor) -> Tensor:
