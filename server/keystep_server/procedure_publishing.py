@@ -2,7 +2,7 @@
 
 The steps are those of a revision. What tells them apart are the features of the session's own
 recording: of the bundle that an extraction job left, else those of what was around the gaze
-point, made now, or without gaze those of whole pictures, which were stored live.
+point, made now, with those of whole pictures, which were stored live, to stand in for them.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class ProcedurePublisher:
     def _of_stored_features(
         self, session_id: str, timed: Sequence[TimedStep], folder: Path
     ) -> Bundle:
-        """A bundle of what is around the gaze point, or of the whole pictures' stored features."""
+        """A bundle of what is around the gaze point, where that is, and of the whole pictures."""
         session = self._data_dir / "sessions" / session_id
         ticks = read_ticks(session / "ticks.rows")
         if not ((ticks["cues"] & APPEARANCE) != 0).any():
@@ -155,16 +155,15 @@ class ProcedurePublisher:
             reason = why_not_gaze(at_gaze.rows.valid, segments_of(timed, times_s))
         else:
             reason = cue
+        source = {"model": self._appearance.name, "sha256": self._appearance.sha256}
+        stored = RecordedCue(
+            rows=PartRows(rows=ticks["appearance"], valid=(ticks["cues"] & APPEARANCE) != 0),
+            source=source if reason is None else whole_picture_source(source, reason),
+        )
+        cues = {WHOLE_PICTURE: _on_timeline(stored, places, len(times_s))}
         if reason is None:
-            cues = {GAZE_APPEARANCE: at_gaze}
+            cues = {GAZE_APPEARANCE: at_gaze, **cues}
         else:
-            stored = RecordedCue(
-                rows=PartRows(rows=ticks["appearance"], valid=(ticks["cues"] & APPEARANCE) != 0),
-                source=whole_picture_source(
-                    {"model": self._appearance.name, "sha256": self._appearance.sha256}, reason
-                ),
-            )
-            cues = {WHOLE_PICTURE: _on_timeline(stored, places, len(times_s))}
             log.warning("published by the whole picture", session=session_id, because=reason)
         return make_raw_bundle(folder, cues, timed, times_s, self._rate_hz)
 

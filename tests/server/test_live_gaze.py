@@ -38,9 +38,10 @@ async def test_a_recording_with_gaze_is_published_by_it_and_seen_live_as_extract
     answer = await publish(live, expert.session)
     assert answer.status_code == 201, answer.text
     bundle = await live.get(f"/bundles/{answer.json()['bundle_id']}")
-    [part] = bundle["parts"]
+    part, stand_in = bundle["parts"]
     assert (part["cue"], part["source"]["extractor"]) == (CUE, "gaze-crop")
-    assert "instead_of" not in part["source"]
+    assert stand_in["cue"] == "appearance"
+    assert not any("instead_of" in each["source"] for each in bundle["parts"])
 
     packets = cart.gazing_packets(learned.packets, holes=True)
     novice = await play(live, packets, procedure=cart.NAME, kind="expert")  # all is recorded
@@ -75,3 +76,15 @@ async def test_without_camera_poses_it_is_the_whole_picture_and_says_so(
     assert part["cue"] == "appearance"
     assert part["source"]["instead_of"] == CUE
     assert "no camera poses" in part["source"]["because"]
+
+
+async def test_a_wearer_without_gaze_is_guided_by_the_whole_picture(
+    live: Any, learned: cart.Learned
+) -> None:
+    watched = cart.gazing_packets(learned.packets, holes=False)
+    expert = await play(live, watched, kind="expert", task="cart")
+    assert (await publish(live, expert.session)).status_code == 201
+    blind = [packet for packet in watched if packet[1] != "gaze"]
+    novice = await play(live, blind, procedure=cart.NAME)
+    events = (await live.get(f"/sessions/{novice.session}/events?limit=1000"))["events"]
+    assert [event for event in events if not event["retracted"]]

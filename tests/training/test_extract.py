@@ -204,7 +204,8 @@ def test_a_bundle_looks_at_the_gaze_point_where_the_expert_had_gaze(tmp_path: Pa
         segments=segment_clusters(clusters, times_s), frames=np.arange(60), clusters=clusters
     )
     bundle = write_bundle(tmp_path / "gaze", looked_at(60), found)
-    assert [part.cue for part in bundle.document.parts] == ["gaze_appearance"]
+    assert [part.cue for part in bundle.document.parts] == ["gaze_appearance", "appearance"]
+    assert bundle.emission_settings.stand_ins == {"appearance": "gaze_appearance"}
     other = write_bundle(tmp_path / "none", looked_at(25), found)
     [part] = other.document.parts
     assert (part.cue, part.source["instead_of"]) == ("appearance", "gaze_appearance")

@@ -7,7 +7,7 @@ Raw features, since on simulated people encoders trained on the one recording we
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +19,7 @@ from keystep_capture.errors import DataError
 from keystep_models.bundles.bundle import Bundle
 from keystep_models.bundles.making import ExpertPart, make_bundle
 from keystep_models.cues.gaze_crop import CUE as GAZE_APPEARANCE
-from keystep_models.guidance.emissions import PartRows
+from keystep_models.guidance.emissions import EmissionSettings, PartRows
 from keystep_models.guidance.filter_settings import FilterSettings
 from keystep_models.guidance.step_timing import ExpertSegment
 
@@ -79,6 +79,12 @@ def why_not_gaze(valid: NDArray[np.bool_] | None, segments: Sequence[ExpertSegme
     return None
 
 
+def raw_emissions(cues: Iterable[str]) -> EmissionSettings:
+    """How prototypes of raw features are made: the whole picture stands in for lost gaze."""
+    both = {GAZE_APPEARANCE, WHOLE_PICTURE} <= set(cues)
+    return EmissionSettings(stand_ins={WHOLE_PICTURE: GAZE_APPEARANCE} if both else {})
+
+
 def whole_picture_source(source: Mapping[str, Any], reason: str) -> dict[str, Any]:
     """The provenance of a part that stands in for what is around the gaze point."""
     return {**source, INSTEAD_OF: GAZE_APPEARANCE, BECAUSE: reason}
@@ -110,7 +116,13 @@ def make_raw_bundle(
         for name, cue in cues.items()
     }
     filtering = FilterSettings(tick_rate_hz=rate_hz)
-    return make_bundle(folder, parts, segments_of(steps, times_s), filtering=filtering)
+    return make_bundle(
+        folder,
+        parts,
+        segments_of(steps, times_s),
+        emissions=raw_emissions(cues),
+        filtering=filtering,
+    )
 
 
 def segments_of(steps: Sequence[TimedStep], times_s: NDArray[np.float64]) -> list[ExpertSegment]:

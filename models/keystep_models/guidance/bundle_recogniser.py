@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from keystep_capture.errors import ConfigError, DataError, StateError
 from keystep_models.bundles.bundle import Bundle
+from keystep_models.guidance.stand_ins import StandIns
 from keystep_models.incremental.session_slot import SessionSlot
 from keystep_models.psr.logic import StepCompletion
 from keystep_models.psr.methods import KEY_STEPS
@@ -42,6 +43,9 @@ class BundleRecogniser(TickRecogniser):
         self._bundle = bundle
         self._slot = slot
         self._filter = bundle.make_filter()
+        self._stand_ins = StandIns(
+            bundle.emissions, bundle.emission_settings, bundle.filter_settings
+        )
         self._last_index = -1
         own = {part.cue for part in bundle.document.parts}
         self._cues = tuple(dict.fromkeys([*sorted(own), *(slot.cues if slot else ())]))
@@ -84,6 +88,7 @@ class BundleRecogniser(TickRecogniser):
         elapsed = tick.index - self._last_index
         embedding = self._embed(tick)
         self._last_index = tick.index
+        embedding = self._stand_ins.speaking(embedding, elapsed)
         evidence = self._bundle.emissions.evidence(embedding)
         report = self._filter.step(self._filter.tick_idx + elapsed, evidence)
         return FrameReport(
@@ -126,13 +131,14 @@ class BundleRecogniser(TickRecogniser):
             "bundle": self._bundle.id,
             "last_index": self._last_index,
             "filter": self._filter.snapshot(),
+            "missing": self._stand_ins.snapshot(),
         }
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
         """Go on from a snapshot; the last `memory_ticks` ticks must be remembered then."""
         try:
             bundle_id, last = snapshot["bundle"], int(snapshot["last_index"])
-            own = snapshot["filter"]
+            own, missing = snapshot["filter"], list(snapshot.get("missing", []))
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"no state of a bundle's session: {error!r}") from error
         if bundle_id != self._bundle.id:
@@ -141,6 +147,8 @@ class BundleRecogniser(TickRecogniser):
                 " session anew"
             )
         self._filter.restore(own)
+        if missing:  # checkpoints of earlier versions have none
+            self._stand_ins.restore(missing)
         self._last_index = last
 
     def close(self) -> None:

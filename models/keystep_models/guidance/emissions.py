@@ -42,6 +42,7 @@ class EmissionSettings:
         strength: Of a tick's evidence at 10 Hz: below 1, as neighbouring ticks are alike.
         part_strengths: Of single parts, relative to `strength`; 1 for those not named.
         unit_parts: Parts that are scaled to length 1 first.
+        stand_ins: Part to the one that it stands in for (`StandIns`).
         strange_factor: A tick is strange when it is so much farther from every prototype than
             all but 1 % of the expert's own ticks, squared.
     """
@@ -54,6 +55,7 @@ class EmissionSettings:
     unit_parts: tuple[str, ...] = ("appearance", GAZE_APPEARANCE)
     strange_factor: float = 6.0
     part_shrinkages: Mapping[str, float] = field(default_factory=lambda: {GAZE_APPEARANCE: 0.8})
+    stand_ins: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         numbers = [self.shrinkage, self.tail, self.strength, self.strange_factor]
@@ -66,15 +68,18 @@ class EmissionSettings:
             raise ConfigError("tail and strange_factor must be above 0, strength 0 or more")
         if any(value < 0 for value in self.part_strengths.values()):
             raise ConfigError("part_strengths must be 0 or more")
+        if set(self.stand_ins) & set(self.stand_ins.values()):
+            raise ConfigError("what stands in for a part cannot be stood in for itself")
 
     def as_document(self) -> dict[str, Any]:
-        """Plain values for JSON; `part_shrinkages`, which older bundles lack, where there are any.
+        """Plain values for JSON; what older bundles lack, only where there is any.
 
         So a bundle made again of an older one has the older one's id.
         """
         plain = {**asdict(self), "unit_parts": list(self.unit_parts)}
-        if not self.part_shrinkages:
-            del plain["part_shrinkages"]
+        for name in ("part_shrinkages", "stand_ins"):
+            if not plain[name]:
+                del plain[name]
         return plain
 
     @classmethod
@@ -95,6 +100,7 @@ class _Checked(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     unit_parts: tuple[str, ...]
     strange_factor: float
     part_shrinkages: dict[str, float] = {}
+    stand_ins: dict[str, str] = {}
 
     def settings(self) -> EmissionSettings:
         return EmissionSettings(**msgspec.structs.asdict(self))

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from keystep_capture.errors import DataError
 from keystep_models.guidance.emissions import EmissionModel, EmissionSettings, PartRows
 from keystep_models.guidance.filter_settings import FilterSettings
+from keystep_models.guidance.stand_ins import StandIns
 from keystep_models.guidance.step_filter import Evidence, KeyStepFilter
 from keystep_models.guidance.step_timing import ExpertSegment, StepTiming
 from keystep_models.measures.guidance_scores import (
@@ -95,6 +96,7 @@ class Guide:
         self.timing = StepTiming.of_segments(segments)
         self._filtering = filtering
         self._names = names or {step_id: step_id for step_id in self.timing.step_ids}
+        self._emissions = emissions
         self._model: EmissionModel | None = None
         if parts:
             chosen = {name: expert.parts[name] for name in parts}
@@ -109,8 +111,12 @@ class Guide:
         posterior = np.zeros((len(session.times_s), len(self.timing.step_ids) + 1), np.float32)
         standing: dict[tuple[int, int], None] = {}
         retracted = 0
+        model = self._model
+        stand_ins = None if model is None else StandIns(model, self._emissions, self._filtering)
         for tick in range(len(session.times_s)):
-            evidence = flat if self._model is None else self._model.evidence(_row(session, tick))
+            evidence: Evidence | None = flat
+            if model is not None and stand_ins is not None:
+                evidence = model.evidence(stand_ins.speaking(_row(session, tick)))
             report = running.step(tick, evidence)
             for taken_back in report.retracted:
                 del standing[taken_back.step.step_id, taken_back.step.frame_idx]

@@ -15,6 +15,7 @@ from keystep_models.bundles.bundle import Bundle
 from keystep_models.bundles.from_recording import (
     WHOLE_PICTURE,
     TimedStep,
+    raw_emissions,
     segments_of,
     whole_picture_source,
     why_not_gaze,
@@ -112,6 +113,7 @@ def write_bundle(
         parts,
         segments,
         encoders=encoders,
+        emissions=raw_emissions(parts),
         filtering=FilterSettings(tick_rate_hz=video.rate_hz),
     )
     shutil.rmtree(target, ignore_errors=True)
@@ -120,11 +122,12 @@ def write_bundle(
 
 
 def _raw_parts(video: VideoFeatures, segments: Sequence[ExpertSegment]) -> dict[str, ExpertPart]:
-    """What is around the gaze point; without it the whole picture; without that, what there is."""
+    """What is around the gaze point and the whole picture to stand in for it; or what there is."""
     at_gaze = video.cues.get(GAZE_APPEARANCE)
     reason = why_not_gaze(None if at_gaze is None else at_gaze.valid, segments)
     if reason is None:
-        return {GAZE_APPEARANCE: _raw_part(video, GAZE_APPEARANCE)}
+        both = [cue for cue in (GAZE_APPEARANCE, WHOLE_PICTURE) if cue in video.cues]
+        return {cue: _raw_part(video, cue) for cue in both}
     if WHOLE_PICTURE in video.cues:
         part = _raw_part(video, WHOLE_PICTURE)
         source = whole_picture_source(part.source, reason)
