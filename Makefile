@@ -51,7 +51,8 @@ reliability: $(VENV)/.dev-$(RUNTIME)
 	@$(BIN)/python -m pytest -q tests/reliability --write-table
 
 test-training: $(VENV)/.train
-	@$(BIN)/python -m pytest -q -m "not slow" tests/training tests/server/test_extraction_jobs.py $(TESTS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" \
+		tests/training tests/server/test_extraction_jobs.py $(TESTS)
 
 check: $(VENV)/.dev-$(RUNTIME)
 	@$(BIN)/ruff format --check .
