@@ -114,6 +114,17 @@ def test_pictures_without_a_camera_have_no_view() -> None:
     assert maker.view(frame, (0.0, 250.0, 159.5, 89.5), pose) is None
 
 
+def test_poses_that_are_no_motion_have_no_view_whatever_their_numbers() -> None:
+    frame = av.VideoFrame.from_ndarray(smooth_picture(), format="rgb24")
+    maker = ViewMaker()
+    for place, value in ((15, 0.0), (14, 1.0), (0, 1e300), (5, -1.0), (0, float("nan"))):
+        pose = np.eye(4).ravel().tolist()
+        pose[place] = value
+        assert maker.view(frame, INTRINSICS, pose) is None
+    stretched = np.diag([1e150, 1e-150, 1.0, 1.0]).ravel().tolist()
+    assert maker.view(frame, INTRINSICS, stretched) is None
+
+
 def test_a_large_picture_is_made_smaller_and_shows_the_same() -> None:
     pose = turned(0.05, 0.1, 0.2)
     small = smooth_picture()

@@ -32,6 +32,7 @@ MAX_SIDE_PX: Final = 640
 BORDER: Final = (114, 114, 114)
 VERSION: Final = 1
 _NEAREST_M: Final = 0.1  # before the camera
+_LAST_ROW: Final = np.array([0.0, 0.0, 0.0, 1.0])
 _UP_M: Final = np.array([0.0, 0.05, 0.0])
 
 Point = NDArray[np.float64]
@@ -199,5 +200,10 @@ def _at_reach(ray: NDArray[np.floating] | None) -> Point | None:
 def _is_camera(intrinsics: Sequence[float], world_from_camera: NDArray[np.float64]) -> bool:
     if len(intrinsics) != 4 or not np.isfinite([*intrinsics, *world_from_camera.flat]).all():
         return False
-    turned = float(np.linalg.det(world_from_camera[:3, :3]))
-    return min(intrinsics[:2]) > 0 and abs(turned - 1.0) < 0.05
+    if min(intrinsics[:2]) <= 0 or not np.array_equal(world_from_camera[3], _LAST_ROW):
+        return False
+    turn = world_from_camera[:3, :3]
+    if np.abs(turn).max() > 1.1:  # before it is multiplied: numbers may be as large as they come
+        return False
+    is_rigid = np.allclose(turn @ turn.T, np.eye(3), rtol=0, atol=0.05)
+    return is_rigid and float(np.linalg.det(turn)) > 0
