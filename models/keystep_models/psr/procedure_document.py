@@ -108,8 +108,9 @@ def parse_document(text: str, source: str) -> ProcedureDocument:
 
 
 def write_document(document: ProcedureDocument, path: str | Path) -> None:
-    """Write a document as indented JSON."""
+    """Write a document as indented JSON; its folder is made where there is none."""
     text = msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(text + "\n", encoding="utf-8")
 
 
