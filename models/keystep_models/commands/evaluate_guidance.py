@@ -141,6 +141,8 @@ def guidance(
     from keystep_models.measures.guidance_table import print_table
 
     experts = [name.strip() for name in expert.split(",") if name.strip()]
+    if not experts:
+        raise ConfigError("--expert names nobody; expected a recording's name")
     if len(experts) != 1 and (model or train or extracted or pictures):
         raise ConfigError("--model, --train, --extracted and --pictures are for one --expert")
     wanted, everyone = _sessions(features, None if cues is None else split_cues(cues))
