@@ -91,6 +91,12 @@ def test_what_does_not_fit_is_one_line_before_anything_is_computed(
         (("--hold-out", "*"), "leave no recording to train on"),
         (("--epochs", "1,2,x"), "--epochs is '1,2,x'"),
         (("--spatial-weights", "x.pt"), "--spatial-weights is for --preset published"),
+        (("--spatial-weights", __file__, "--preset", "published"), "no file that torch can read"),
+        (("--device", "nonsense"), "torch cannot compute on --device 'nonsense'"),
+        (("--device", "meta"), "torch cannot compute on --device 'meta'"),
+        (("--seed", "-1"), "seed must be 0 or more"),
+        (("--embedding", 1 << 20), "choose a smaller embedding"),
+        (("--licence", " "), "--licence is empty"),
         (("--clip-every", 0), "clip_every must be 1 or more"),
         (("--procedure", "industreal", "--task", "assy"), "expected an image and 11 components"),
     ):

@@ -120,9 +120,12 @@ def storm(
     learnt = [one for one in found.recordings if one not in held and one not in left]
     if not learnt:
         raise ConfigError("--hold-out and --leave-out leave no recording to train on")
+    if not licence.strip():
+        raise ConfigError("--licence is empty; expected an SPDX expression")
     with training_extra(threads):
-        from keystep_models.training.storm_job import train_and_export
+        from keystep_models.training.storm_job import check_choices, train_and_export
 
+        check_choices(settings, found.procedure.component_count, spatial_weights, device)
         choice = InputChoice(
             rate_hz=settings.rate_hz,
             features=features or out / "features",

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import numpy as np
 from numpy.typing import NDArray
 
 from keystep_capture.errors import ConfigError
 from keystep_models.storm.bundle import ClipGeometry
-
-MAX_WINDOW_BYTES: Final = 16 << 20
-"""So much one session may remember."""
+from keystep_models.storm.settings import MAX_WINDOW_BYTES
 
 
 class ClipWindow:

@@ -19,6 +19,8 @@ TemporalKind: TypeAlias = Literal["transformer", "gru", "mlp"]
 FineTuning: TypeAlias = Literal["none", "temporal", "all"]
 
 MAX_CLIP_TICKS: Final = 4096
+MAX_WINDOW_BYTES: Final = 16 << 20
+"""So much of embeddings one live session may remember."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +157,15 @@ class StormSettings:
                 f"expected clips of 2 frames or more within {MAX_CLIP_TICKS} ticks, got"
                 f" {self.clip_frames} frames, every {self.clip_every} ticks"
             )
+        window_bytes = 2 * self.clip_frames * self.clip_every * self.embedding * 4
+        if window_bytes > MAX_WINDOW_BYTES:  # as `ClipWindow` has them
+            raise ConfigError(
+                f"clips of {self.clip_ticks} ticks of {self.embedding} values take"
+                f" {window_bytes >> 20} MiB a live session, more than {MAX_WINDOW_BYTES >> 20};"
+                " choose a smaller embedding or shorter clips"
+            )
+        if not 0 <= self.seed < 1 << 63:
+            raise ConfigError(f"seed must be 0 or more, below 2**63, got {self.seed}")
         for name in ("rate_hz", "positive_s", "clip_sigma", "temperature", "threshold"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}")

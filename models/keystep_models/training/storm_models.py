@@ -277,7 +277,8 @@ def load_vit(network: VitSmall, path: Path) -> None:
     try:
         document = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises what its unpickler does
-        raise ModelError(f"{path}: no file that torch can read: {error}") from error
+        first = str(error).partition("\n")[0]
+        raise ModelError(f"{path}: no file that torch can read: {first[:200]}") from error
     if not isinstance(document, dict):
         raise ModelError(f"{path}: expected a state dict, names to tensors")
     own = {name for name in network.state_dict() if not name.startswith("out.")}

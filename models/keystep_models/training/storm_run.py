@@ -172,7 +172,8 @@ def read_document(path: Path) -> dict[str, Any]:
     try:
         document = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise ModelError(f"{path}: no file that torch can read: {error}") from error
+        first = str(error).partition("\n")[0]
+        raise ModelError(f"{path}: no file that torch can read: {first[:200]}") from error
     if not isinstance(document, dict) or document.get("format_version") != FORMAT_VERSION:
         raise ModelError(f"{path}: expected a STORM run of format_version {FORMAT_VERSION}")
     return document
