@@ -27,7 +27,7 @@ from keystep_models.storm.inputs import SessionInputs
 from keystep_server.clip_shelf import ClipShelf
 from keystep_server.inference import LocalEngine
 
-FEATURES = np.random.default_rng(0).normal(size=(stripes.FRAMES, 24)).astype(np.float32)
+FEATURES = np.random.default_rng(0).normal(size=(stripes.FRAMES, 1280)).astype(np.float32)
 PROCEDURE = replace(stripes.make_procedure(None), storm="0" * 64)
 
 
@@ -64,7 +64,7 @@ class LiveSession:
     def __init__(self, name: str, bundle: StormBundle, model: ClipModel, kinds: list[int]) -> None:
         self.name, self.kinds = name, kinds
         rng = np.random.default_rng(len(kinds))
-        self.features = rng.normal(size=(len(kinds), 24)).astype(np.float32)
+        self.features = rng.normal(size=(len(kinds), 1280)).astype(np.float32)
         self.recogniser = recogniser_of(bundle, model)
         self.found = np.full((len(kinds), 3), np.nan, np.float32)
         self.told: list[CueTick] = []

@@ -44,11 +44,12 @@ def clips(
 ) -> None:
     """Predict the clip that ends at each frame, without torch, from features kept beside them."""
     from keystep_models.storm.bundle import read_storm_bundle
-    from keystep_models.storm.clip_predictions import predict_clips, write_clips
+    from keystep_models.storm.clip_predictions import predict_clips, try_bundle, write_clips
     from keystep_models.storm.inputs import InputChoice
 
     tell = progress_teller(progress)
     loaded = read_storm_bundle(bundle)
+    try_bundle(loaded)
     document = loaded.document
     found = load_dataset(dataset, procedure, task, layout)
     choice = InputChoice(

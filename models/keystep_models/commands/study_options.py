@@ -71,10 +71,14 @@ def load_models(bundles: Sequence[Path], detector: Path | None, tracker: Path | 
     from keystep_models.detector.detector import Detector
     from keystep_models.psr.tracker_model import load_tracker_model
     from keystep_models.storm.bundle import read_storm_bundle
+    from keystep_models.storm.clip_predictions import try_bundle
 
+    found = [read_storm_bundle(path) for path in bundles]
+    for one in found:
+        try_bundle(one)
     return Models(
         detector=None if detector is None else Detector.load(detector),
-        bundles=[read_storm_bundle(path) for path in bundles],
+        bundles=found,
         tracker=None if tracker is None else load_tracker_model(tracker),
     )
 

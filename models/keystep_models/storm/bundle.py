@@ -21,18 +21,18 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
 
 from keystep_capture.errors import DataError, StateError
 from keystep_models.bundles.document import FileEntry, check_size
-from keystep_models.onnx_model import MAX_MODEL_BYTES, ModelManifest
+from keystep_models.cues.appearance_cue import CROP, EMBEDDING_SIZE
+from keystep_models.onnx_model import MAX_MODEL_BYTES, ModelManifest, TensorSpec
 from keystep_models.psr.procedure import Procedure
 from keystep_models.psr.procedure_document import (
-    ProcedureDocument,
     of_procedure,
-    parse_document,
+    read_document,
     to_procedure,
     write_document,
 )
@@ -48,6 +48,8 @@ MAX_DOCUMENT_BYTES: Final = 4 << 20
 
 _Count = Annotated[int, msgspec.Meta(ge=1, le=65_536)]
 _Above0 = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
+_Rate = Annotated[float, msgspec.Meta(ge=0.01, le=1000)]
+_Tensor: TypeAlias = tuple[str, str, tuple[int | str, ...]]
 
 
 class ClipGeometry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -93,7 +95,7 @@ class StormDocument(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     format_version: int
     kind: Literal["storm"]
     id: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
-    rate_hz: _Above0
+    rate_hz: _Rate
     input: Literal["appearance", "picture"]
     input_source: dict[str, Any]
     embedding_size: _Count
@@ -259,26 +261,37 @@ def _check_file(folder: Path, document: StormDocument, name: str) -> None:
 
 
 def _procedure(folder: Path) -> Procedure:
-    path = folder / PROCEDURE
-    document: ProcedureDocument = parse_document(path.read_text(encoding="utf-8"), str(path))
-    return to_procedure(document)
+    return to_procedure(read_document(folder / PROCEDURE))
 
 
 def _check_tensors(folder: Path, document: StormDocument) -> None:
     """The manifests say what the document says; the files are checked when they are loaded."""
-    spatial, temporal = (ModelManifest.read(folder / name) for name in (SPATIAL, TEMPORAL))
     frames, size = document.clip.frames, document.embedding_size
-    wanted = {
-        SPATIAL: ([spatial.inputs[0].shape[1:]], [spatial.outputs[0].shape]),
-        TEMPORAL: ([tensor.shape for tensor in temporal.inputs], [temporal.outputs[0].shape]),
-    }
     expected = {
-        SPATIAL: ([spatial.inputs[0].shape[1:]], [("batch", size)]),
+        SPATIAL: (
+            [_spatial_input(document)],
+            [("embedding", "float32", ("batch", size))],
+        ),
         TEMPORAL: (
-            [("batch", frames, size), ("batch", frames)],
-            [("batch", document.component_count)],
+            [
+                ("clips", "float32", ("batch", frames, size)),
+                ("valid", "bool", ("batch", frames)),
+            ],
+            [("logits", "float32", ("batch", document.component_count))],
         ),
     }
-    for name, shapes in wanted.items():
-        if shapes != expected[name]:
-            raise DataError(f"{folder / name}: expected {expected[name]}, got {shapes}")
+    for name, tensors in expected.items():
+        manifest = ModelManifest.read(folder / name)
+        came = _tensors(manifest.inputs), _tensors(manifest.outputs)
+        if came != tensors:
+            raise DataError(f"{folder / name}: expected {tensors}, got {str(came)[:400]}")
+
+
+def _spatial_input(document: StormDocument) -> _Tensor:
+    if document.input == "appearance":
+        return "appearance", "float32", ("batch", EMBEDDING_SIZE)
+    return "frames", "uint8", ("batch", CROP, CROP, 3)
+
+
+def _tensors(specs: tuple[TensorSpec, ...]) -> list[_Tensor]:
+    return [(spec.name, spec.dtype, spec.shape) for spec in specs]

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from keystep_capture.errors import DataError
+from keystep_capture.errors import DataError, ModelError
 from keystep_models.onnx_model import OnnxModel
 from keystep_models.steps.feature_folder import atomic_path
 from keystep_models.storm.bundle import StormBundle
@@ -32,6 +32,23 @@ def embed(bundle: StormBundle, inputs: NDArray[Any], *, threads: int = 1) -> NDA
     return np.concatenate(blocks).astype(np.float32)
 
 
+def try_bundle(bundle: StormBundle) -> None:
+    """Run a bundle's models once, before anything is made for them.
+
+    Raises:
+        ModelError: A model cannot be loaded, or gives values that are not finite.
+    """
+    spatial, temporal = map(OnnxModel.load, (bundle.spatial_manifest, bundle.temporal_manifest))
+    row = spatial.manifest.inputs[0]
+    shape = [dim for dim in row.shape if isinstance(dim, int)]
+    embedding = spatial.run(np.zeros((1, *shape), row.dtype))
+    frames = bundle.document.clip.frames
+    clips = np.repeat(embedding[:, None], frames, axis=1)
+    logits = temporal.run({"clips": clips, "valid": np.ones((1, frames), np.bool_)})["logits"]
+    if not (np.isfinite(embedding).all() and np.isfinite(logits).all()):
+        raise ModelError(f"{bundle.folder}: expected finite values; fetch the bundle again")
+
+
 def predict_clips(
     bundle: StormBundle, session: SessionInputs, *, threads: int = 1
 ) -> NDArray[np.float32]:
@@ -41,7 +58,7 @@ def predict_clips(
 
     Raises:
         DataError: The session's inputs were made by another model than the bundle's.
-        ModelError: A model cannot be loaded.
+        ModelError: A model cannot be loaded, or gives values that are not finite.
     """
     document = bundle.document
     if session.source != document.input_source:
@@ -61,6 +78,11 @@ def predict_clips(
         valid = (ticks >= 0) & session.ticks.valid[np.maximum(ticks, 0)]
         clips = np.where(valid[..., None], embeddings[np.maximum(ticks, 0)], np.float32(0))
         logits = model.run({"clips": clips, "valid": valid})["logits"]
+        if not np.isfinite(logits).all():
+            raise ModelError(
+                f"{bundle.folder}: expected finite values of the clips of {session.ticks.name}, got"
+                " others; fetch the bundle again"
+            )
         found[batch] = 1.0 / (1.0 + np.exp(-logits.astype(np.float64)))
     return found
 
