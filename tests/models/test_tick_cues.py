@@ -55,6 +55,24 @@ def test_a_session_goes_on_from_a_snapshot_to_the_bit() -> None:
     }  # fmt: skip
 
 
+def test_samples_of_what_is_no_cue_are_not_looked_at() -> None:
+    session = ticks(3)
+    for tick in session:  # so they come back from a checkpoint where hands are no cue
+        tick.samples["hands"] = np.zeros(0, np.uint8)
+    cues = TickCues(["head", "gaze_appearance"], 10.0)
+    assert cues.take(session[0])[1].keys() == {"head"}
+
+
+@pytest.mark.parametrize("last", [(0, 0, 0, 0), (0, 0, 1, 0), (0, 0, 0, 2)])
+def test_a_head_that_is_no_pose_is_missing(last: tuple[float, ...]) -> None:
+    (tick,) = ticks(1)
+    head = tick.samples["head"]
+    assert head is not None
+    head[3] = last
+    _, rows = TickCues(CUE_SIZES, 10.0).take(tick)
+    assert {cue for cue, row in rows.items() if row is not None} == set()
+
+
 def test_time_that_jumps_leaves_numbers_out_and_ends_the_motion() -> None:
     cues = TickCues(["motion"], 10.0)
     session = ticks(12)

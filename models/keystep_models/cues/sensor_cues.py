@@ -190,7 +190,10 @@ def _gaze_in_head(ray: Array | None, world_from_head: Array | None) -> NDArray[n
 def _is_pose(pose: Array | None) -> bool:
     if pose is None or not np.isfinite(pose).all():
         return False
-    return bool(abs(np.linalg.det(np.asarray(pose, np.float64)[:3, :3])) > 1e-3)
+    matrix = np.asarray(pose, np.float64)
+    if not np.array_equal(matrix[3], (0.0, 0.0, 0.0, 1.0)):  # it may have no inverse
+        return False
+    return bool(abs(np.linalg.det(matrix[:3, :3])) > 1e-3)
 
 
 def _levelled(pose: NDArray[np.float64]) -> NDArray[np.float64]:

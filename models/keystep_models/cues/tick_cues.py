@@ -116,13 +116,18 @@ class TickCues:
     def _sensor_rows(self, tick: TickInput) -> dict[str, Row | None]:
         samples = tick.samples
         pose, hands = samples.get("head"), samples.get("hands")
-        return {
+        rows: dict[str, Row | None] = {
             "gaze": self._gaze.see(samples.get("gaze"), pose),
-            "gaze_stack": gaze_stack(samples.get("gaze_stack"), pose),
             "head": self._head.see(pose, tick.device_time_ns / _NS),
-            "left_hand": hand_in_head(hands, pose, 0),
-            "right_hand": hand_in_head(hands, pose, 1),
         }
+        # These keep nothing of a tick. Where they are no cues, a checkpoint keeps no samples of
+        # them either: what comes back after a restart is empty.
+        if "gaze_stack" in self.cues:
+            rows["gaze_stack"] = gaze_stack(samples.get("gaze_stack"), pose)
+        for side, cue in enumerate(("left_hand", "right_hand")):
+            if cue in self.cues:
+                rows[cue] = hand_in_head(hands, pose, side)
+        return rows
 
     # -- snapshots -------------------------------------------------------------------------------
 
