@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import structlog
 
-from keystep_capture.errors import DataError, KeystepError, NotFoundError
+from keystep_capture.errors import DataError, KeystepError, NotFoundError, StateError
 from keystep_models.psr.procedure import BUILTIN_PROCEDURES, Procedure, builtin_procedure
 from keystep_models.psr.procedure_document import (
     ProcedureDocument,
@@ -75,19 +75,35 @@ class ProcedureShelf:
         return found
 
     def check_name(self, name: str) -> None:
-        """DataError where a procedure that is published cannot have this name."""
+        """Whether a procedure may be published by this name.
+
+        Raises:
+            DataError: It cannot be a file's, or is a built-in procedure's.
+            StateError: A document has it that was not published from key steps: somebody's own.
+        """
         if not _NAME.fullmatch(name) or name in BUILTIN_PROCEDURES:
             raise DataError(
                 f"{name[:100]!r} cannot be a procedure's name: expected letters, digits, . _ and"
                 " -, and none of the built-in ones"
             )
+        if (self.folder / f"{name}.json").exists() and not self._was_published(name):
+            raise StateError(
+                f"procedure {name!r} was not published from key steps; choose another name, or"
+                f" move procedures/{name}.json of the data directory away"
+            )
+
+    def _was_published(self, name: str) -> bool:
+        try:
+            return self.get(name).bundle is not None
+        except KeystepError:  # it may be somebody's own all the more
+            return False
 
     def put(self, document: ProcedureDocument) -> Procedure:
         """Write a procedure, in place of one of the same name; sessions keep the one they have.
 
         Raises:
-            DataError: Its name cannot be a file's, or is a built-in procedure's; or it has a
-                problem.
+            DataError: As `check_name`; or it has a problem.
+            StateError: As `check_name`.
             OSError: The disk does not take it.
         """
         self.check_name(document.name)
