@@ -104,6 +104,7 @@ def storm(
     progress: ProgressOption = ProgressChoice.AUTO,
 ) -> None:
     """Train the spatio-temporal stream: contrastive, temporal, fine-tuning; ends in RUN/bundle."""
+    from keystep_models.commands.study_options import check_drawing
     from keystep_models.storm.inputs import InputChoice
 
     settings = _settings(
@@ -126,6 +127,7 @@ def storm(
         from keystep_models.training.storm_job import check_choices, train_and_export
 
         check_choices(settings, found.procedure.component_count, spatial_weights, device)
+        check_drawing()
         choice = InputChoice(
             rate_hz=settings.rate_hz,
             features=features or out / "features",
