@@ -127,7 +127,7 @@ def test_settings_of_another_fit_are_taken(tmp_path: Path) -> None:
     strict = run(out, *common, detections=real(MISTAKEN))
     assert min(step["confidence"] for step in usual["steps"]) < 0.99
     assert all(step["confidence"] > 0.99 for step in strict["steps"])
-    with pytest.raises(ConfigError, match="--method tracker or tracker-clips, not b3"):
+    with pytest.raises(ConfigError, match="--method tracker, tracker-clips, not b3"):
         run(out, *common, detections=real(MISTAKEN), method="b3")
     settings.write_text('{"keystep_tracker": 1, "settings": {"step_rate": 7}}', encoding="utf-8")
     with pytest.raises(DataError, match=r"settings\.json: .*step_rate: expected a number between"):

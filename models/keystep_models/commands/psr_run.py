@@ -157,7 +157,7 @@ def _check_used(method: str, given: Mapping[str, object]) -> None:
         users = [other for other, known in METHODS.items() if name in known.options]
         if method not in users:
             flag = _FLAGS.get(name, f"--{name}")
-            raise ConfigError(f"{flag} is for --method {' or '.join(users)}, not {method}")
+            raise ConfigError(f"{flag} is for --method {', '.join(users)}, not {method}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
