@@ -67,7 +67,7 @@ def test_from_a_data_set_to_steps_that_are_scored(dataset: Path, tmp_path: Path)
         *(*common, "--only", "c"),
     )
     assert found.exit_code == 0, found.output
-    assert "--window 65 --threshold 6" in found.output.replace("\n", " ")
+    assert "--window 65 --threshold 6" in found.output
     procedure = ("--procedure", dataset / "procedure_info.json", "--task", "assy")
     steps = call(
         *("psr", "run", "--method", "temporal", "--clips", tmp_path / "eval" / "clips", *procedure),

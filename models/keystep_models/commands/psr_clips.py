@@ -71,5 +71,6 @@ def clips(
         make_console().print(
             f"{len(chosen)} recordings: keystep psr run --method temporal --clips {target}"
             f" --window {accumulation.window_ticks} --threshold {accumulation.threshold:g}"
-            f" --decay {accumulation.decay:g} ..."
+            f" --decay {accumulation.decay:g} ...",
+            soft_wrap=True,  # to be copied
         )
