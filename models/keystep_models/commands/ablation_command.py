@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from keystep_capture.errors import ConfigError, StateError
+from keystep_capture.errors import ConfigError
 from keystep_models.commands.evaluate_command import FeaturesOption
 from keystep_models.commands.psr_options import make_console
 from keystep_models.commands.steps_options import (
     ChunksOption,
     ProgressChoice,
     ProgressOption,
+    check_drawing,
     training_extra,
 )
 
@@ -50,13 +51,7 @@ def ablation(
     with training_extra():
         from keystep_models.training.ablation import AblationPlan, run_ablation
 
-    try:
-        import matplotlib  # noqa: F401  # before hours of training, not after
-    except ModuleNotFoundError:
-        raise StateError(
-            "this draws with matplotlib: install Keystep's [train] extra: "
-            "pip install 'keystep[train]'"
-        ) from None
+    check_drawing()
     if chunks is None or chunks < 16:
         raise ConfigError(f"--chunks must be 16 or more, got {chunks}")
     if sigma <= 0:

@@ -10,14 +10,18 @@ import numpy as np
 import typer
 
 from keystep_capture.errors import ConfigError
-from keystep_models.commands.steps_options import ProgressChoice, ProgressOption, progress_teller
+from keystep_models.commands.steps_options import (
+    ProgressChoice,
+    ProgressOption,
+    check_drawing,
+    progress_teller,
+)
 from keystep_models.commands.study_options import (
     BundlesOption,
     CacheOption,
     DetectorOption,
     Models,
     TrackerOption,
-    check_drawing,
     load_models,
     load_sets,
     run_set,

@@ -149,6 +149,17 @@ def parse_named_paths(items: list[str], option: str) -> dict[str, Path]:
     return found
 
 
+def check_drawing() -> None:
+    """StateError where matplotlib is missing: before hours of work, not after."""
+    try:
+        import matplotlib  # noqa: F401
+    except ModuleNotFoundError:
+        raise StateError(
+            "this draws with matplotlib: install Keystep's [train] extra: "
+            "pip install 'keystep[train]'"
+        ) from None
+
+
 @contextmanager
 def training_extra(threads: int = 0) -> Iterator[None]:
     """Says what to install where the block imports torch and there is none; sets its threads.

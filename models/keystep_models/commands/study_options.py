@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
-from keystep_capture.errors import ConfigError, StateError
+from keystep_capture.errors import ConfigError
 
 if TYPE_CHECKING:
     from keystep_models.detector.detector import Detector
@@ -123,17 +123,6 @@ def run_set(
             runs = run_method(method, data.procedure, recording, seen, models.bundles)
             found[method.key].append(runs)
     return {key: by_seed(of_people) for key, of_people in found.items()}
-
-
-def check_drawing() -> None:
-    """StateError where matplotlib is missing: before hours of work, not after."""
-    try:
-        import matplotlib  # noqa: F401
-    except ModuleNotFoundError:
-        raise StateError(
-            "this draws with matplotlib: install Keystep's [train] extra: "
-            "pip install 'keystep[train]'"
-        ) from None
 
 
 def write_tables(out: Path, stem: str, document: dict[str, Any], markdown: str) -> None:

@@ -16,6 +16,7 @@ from keystep_models.commands.steps_options import (
     ProgressOption,
     SeedOption,
     ThreadsOption,
+    check_drawing,
     progress_teller,
     training_extra,
 )
@@ -104,7 +105,6 @@ def storm(
     progress: ProgressOption = ProgressChoice.AUTO,
 ) -> None:
     """Train the spatio-temporal stream: contrastive, temporal, fine-tuning; ends in RUN/bundle."""
-    from keystep_models.commands.study_options import check_drawing
     from keystep_models.storm.inputs import InputChoice
 
     settings = _settings(
