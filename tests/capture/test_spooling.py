@@ -292,6 +292,7 @@ async def test_a_headset_that_restarts_in_an_outage_begins_its_epoch_behind_the_
         for instance, _ in itertools.groupby(hello.instance for hello in rig.recorder.hellos)
     ]
     assert said == ["i1", "i2b", "i3b"]
+    assert [hello.instance for hello in rig.recorder.hellos].count("i1") >= 2  # and after the kill
 
 
 async def test_a_headset_that_restarts_while_all_is_well_begins_a_new_epoch(
