@@ -17,18 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
 
 import guided_session as cart
 from keystep_capture.peers import Lane
 from keystep_capture.streams import STREAMS
 from keystep_models.bundles.bundle import Bundle
-from keystep_models.bundles.making import ExpertPart, make_bundle
+from keystep_models.bundles.making import make_bundle
 from keystep_models.bundles.procedure_of_bundle import ReviewedStep, procedure_of_bundle
 from keystep_models.cues.appearance_cue import appearance_manifest_path
 from keystep_models.guidance.bundle_recogniser import BundleRecogniser
-from keystep_models.guidance.emissions import PartRows
 from keystep_models.guidance.step_timing import ExpertSegment
 from keystep_models.onnx_model import OnnxModel
 from keystep_models.psr.procedure_document import to_procedure
@@ -147,15 +145,7 @@ def ended(running: SessionPipeline, folder: Path) -> tuple[bytes, bytes]:
 def sessions(learned: cart.Learned, tmp_path: Path) -> Iterator[Sessions]:
     packets = cart.gazing_packets(learned.packets, holes=True, frames=FRAMES)
     features = cart.recorded_features(packets, tmp_path / "made", CUES)
-    parts = {
-        name: ExpertPart(
-            cue=name,
-            is_encoded=False,
-            rows=PartRows(rows=np.array(cue.features), valid=np.array(cue.valid)),
-            source=cue.source,
-        )
-        for name, cue in features.cues.items()
-    }
+    parts = cart.raw_parts(features, features.cues)
     segments = [
         ExpertSegment(step_id=number, start_tick=start, end_tick=start + 12)
         for number, start in ((1, 3), (2, 18))

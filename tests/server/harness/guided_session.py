@@ -157,10 +157,7 @@ def recorded_features(
 def make_gaze_bundle(packets: Iterable[Packet], folder: Path) -> Bundle:
     """A bundle of what is around the gaze point alone, from a recording of the packets."""
     features = recorded_features(packets, folder, ("gaze_appearance",))
-    cue = features.cues["gaze_appearance"]
-    rows = PartRows(rows=np.array(cue.features), valid=np.array(cue.valid))
-    part = ExpertPart(cue="gaze_appearance", is_encoded=False, rows=rows, source=cue.source)
-    return make_bundle(folder / "bundle", {"gaze_appearance": part}, SEGMENTS[:3])
+    return make_bundle(folder / "bundle", raw_parts(features, features.cues), SEGMENTS[:3])
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,20 +182,28 @@ def features_of(recording: Path, folder: Path, cues: tuple[str, ...] = CUES) -> 
     return extract_features(open_recording(recording), CueChoice(cues=cues, threads=1), folder)
 
 
+def raw_parts(features: VideoFeatures, cues: Iterable[str]) -> dict[str, ExpertPart]:
+    """Cues as a bundle's parts, as they are."""
+    return {
+        name: ExpertPart(
+            cue=name,
+            is_encoded=False,
+            rows=PartRows(
+                rows=np.array(features.cues[name].features),
+                valid=np.array(features.cues[name].valid),
+            ),
+            source=features.cues[name].source,
+        )
+        for name in cues
+    }
+
+
 def make_cart_bundle(features: VideoFeatures, folder: Path, *, context: int = 64) -> Bundle:
     """A bundle of raw appearance and hands, and of encoded appearance and motion."""
     encoders = folder.with_name(f"{folder.name}-encoders")
     export_encoders(encoders, context)
-    parts = {
-        name: ExpertPart(
-            cue=name,
-            is_encoded=False,
-            rows=PartRows(rows=np.array(cue.features), valid=np.array(cue.valid)),
-            source=cue.source,
-        )
-        for name, cue in features.cues.items()
-        if name in ("appearance", "right_hand")
-    }
+    own = [name for name in features.cues if name in ("appearance", "right_hand")]
+    parts = raw_parts(features, own)
     for name, rows in encoded_rows(features, encoders).items():
         source = features.cues[name].source
         parts[f"{name}-encoded"] = ExpertPart(cue=name, is_encoded=True, rows=rows, source=source)
