@@ -199,6 +199,8 @@ def _rows(
 
 
 def _methods(trial: _Trial, expert: str, encoded: list[dict[str, Any]]) -> Iterator[_Method]:
+    from keystep_models.bundles.from_recording import raw_emissions
+    from keystep_models.cues.gaze_crop import CUE as GAZE_APPEARANCE
     from keystep_models.guidance.emissions import EmissionSettings
     from keystep_models.guidance.filter_settings import FilterSettings
     from keystep_models.measures.guidance_report import Guide, labels_of, thinned, true_segments
@@ -209,7 +211,10 @@ def _methods(trial: _Trial, expert: str, encoded: list[dict[str, Any]]) -> Itera
         segments = _extracted_segments(trial.features, expert, cues, trial.clusters)
         names = labels_of(segments, own)
     filtering = FilterSettings(tick_rate_hz=trial.rate_hz / stride)
-    usual = EmissionSettings()
+    # As bundles are: the whole picture stands in for what is around a gaze point that is missing.
+    alone = cues == (GAZE_APPEARANCE,) and _WHOLE_PICTURE in own.parts
+    seen = (*cues, _WHOLE_PICTURE) if alone else cues
+    usual = raw_emissions(seen) if alone else EmissionSettings()
     sparser = replace(usual, strength=usual.strength * stride)
     slow = [replace(s, start_tick=s.start_tick // stride, end_tick=s.end_tick // stride)
             for s in segments]  # fmt: skip
@@ -222,7 +227,7 @@ def _methods(trial: _Trial, expert: str, encoded: list[dict[str, Any]]) -> Itera
         )  # fmt: skip
 
     sessions = trial.played(expert, {})
-    yield _Method(name="key-step filter", guides=[guide(cues)], sessions=sessions)
+    yield _Method(name="key-step filter", guides=[guide(seen)], sessions=sessions)
     whole = (_WHOLE_PICTURE,)
     beside = whole != cues and _WHOLE_PICTURE in own.parts
     if beside:
